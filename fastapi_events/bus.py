@@ -1,0 +1,584 @@
+"""The waist: events come in, the subscribers of every handler get them; start, limits, drain."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+from weakref import WeakKeyDictionary
+
+from anyio import CapacityLimiter
+from typing_extensions import TypedDict
+
+from fastapi_events import buses
+from fastapi_events.delivery import Delivery, Subscriber, as_subscriber
+from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
+from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError
+from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers
+from fastapi_events.handlers.base import EventHandler
+from fastapi_events.names import DELIVER_ON, DeliverOn
+from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
+from fastapi_events.reporter import GivenUp, Hook, Reporter
+from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
+from fastapi_events.scope import Outcome, Scope, current_event, current_scope
+
+__all__ = ["BusOptions", "EventBus", "current_bus"]
+
+_TAKES_EVENTS: Final = frozenset({"starting", "started", "open"})
+
+logger: logging.Logger = logging.getLogger("fastapi_events")
+
+
+class BusOptions(TypedDict, total=False, closed=True):
+    """The keywords of EventBus."""
+
+    source: str
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None
+    deliver_on: DeliverOn
+    is_success: Callable[[Outcome], bool] | None
+    on_error: Hook[Failure]
+    on_withheld: Hook[Event[Any]]
+    dead_letters: EventHandler | None
+    max_pending: int | None
+    max_depth: int
+    drain_timeout: float
+    max_threads: int
+    registry: EventPayloadSchemaRegistry
+    payload_schema_dump: bool
+
+
+class EventBus(Dispatcher):
+    """Carries events from `dispatch` to handlers, within one process and at most once.
+
+    `EventHandlerASGIMiddleware` starts and stops a bus with its application; elsewhere `async with bus:` does.
+
+    Args:
+        handlers: what receives the events; each gets every one, unless it routes or is wrapped in `only`.
+        source: who dispatches, as the events say.
+        headers: added to every event; a callable is asked at every dispatch.
+        deliver_on: the default of `dispatch`.
+        is_success: tells of a request or block whether it succeeded; by default, if no exception came out of it, and
+            of a request if a response with a status below 400 was begun.
+        on_error: one or several callables that get a `Failure` for each event that a subscriber finally failed.
+        on_withheld: the same with each event whose outcome did not come.
+        dead_letters: a handler that gets the events that a subscriber finally failed.
+        max_pending: how many events may wait or be handled; None for no bound.
+        max_depth: how long a chain of events that cause one another may be.
+        drain_timeout: seconds that `drain` waits, and that the shutdown of an application takes for it in all.
+        max_threads: how many sync subscribers run at once.
+        registry: where names find their schemas.
+        payload_schema_dump: hand models over as dicts.
+
+    Raises:
+        ConfigurationError: an argument cannot work.
+    """
+
+    def __init__(
+        self,
+        handlers: Iterable[EventHandler] = (),
+        *,
+        source: str = DEFAULT_SOURCE,
+        headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+        deliver_on: DeliverOn = "completion",
+        is_success: Callable[[Outcome], bool] | None = None,
+        on_error: Hook[Failure] = (),
+        on_withheld: Hook[Event[Any]] = (),
+        dead_letters: EventHandler | None = None,
+        max_pending: int | None = 100_000,
+        max_depth: int = 32,
+        drain_timeout: float = 20.0,
+        max_threads: int = 40,
+        registry: EventPayloadSchemaRegistry = default_registry,
+        payload_schema_dump: bool = False,
+    ) -> None:
+        # not every caller has a type checker
+        if isinstance(handlers, Iterator) or not isinstance(handlers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError("handlers= must be a list, or another collection that can be read twice")
+        if deliver_on not in DELIVER_ON:
+            raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
+        if max_threads < 1 or max_depth < 1 or (max_pending is not None and max_pending < 1):
+            raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
+        if headers and not callable(headers):
+            check_headers(headers)
+        self.handlers: tuple[EventHandler, ...] = tuple(handlers)
+        self.source = source
+        self.headers = headers
+        self.deliver_on: DeliverOn = deliver_on
+        self.max_depth = max_depth
+        self.drain_timeout = drain_timeout
+        self.registry = registry
+        self.payload_schema_dump = payload_schema_dump
+        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.is_suppressed: bool = dispatch_is_disabled()
+        self.copies_payloads: bool = dead_letters is not None
+        self.delivered = 0
+        self.reporter: Reporter = Reporter(on_error, on_withheld, dead_letters)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.held = False  # by a middleware
+        self.has_lifespan = False  # starts and stops with an application
+        self._routes = [_route(handler) for handler in self.handlers]
+        self._is_success = is_success or _succeeded
+        self._max_pending = max_pending
+        self._max_threads = max_threads
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+        self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
+        self._pending = 0
+        self._state: Literal["new", "starting", "started", "open", "stopped"] = "new"
+        self._started: asyncio.Future[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._kept: list[tuple[Event[Any], Scope | None, Context]] = []  # until the bus is open
+        self._in_transit: dict[int, Event[Any]] = {}  # from another thread, by their Python id
+        self._open_scopes: set[Scope] = set()  # with a backlog
+        self._deliveries: set[Delivery] = set()  # that are not finished
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._drains: list[_Drain] = []  # that are under way
+        buses.enrol(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(handler).__qualname__ for handler in self.handlers)
+        return f"<EventBus [{names}] {self._state}>"
+
+    async def __aenter__(self) -> Self:
+        await self.ensure_open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    @asynccontextmanager
+    async def scope(self) -> AsyncGenerator[None]:
+        """Collect the events dispatched in the block; deliver them at its end, and wait for their first attempts.
+
+        For events with `deliver_on`, an exception makes the block a failure; it goes on after the delivery.
+        """
+        await self.ensure_open()
+        scope = Scope(self, asyncio.get_running_loop(), collects=True, parent=current_scope.get())
+        current_scope.set(scope)
+        raised: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            settled = self.end_scope(scope, Outcome(None, raised))
+            current_scope.set(scope.parent)
+            if settled is not None:
+                await settled
+
+    async def drain(self, timeout: float | None = None) -> DrainReport:
+        """Wait until all events that were accepted before, and what they caused, are handled.
+
+        A running request is waited for if it has dispatched events, but not the one that calls this, nor one that
+        waits in a drain itself. What is left at the deadline is cancelled or never starts; it goes to `dead_letters`,
+        else to the log, and to `on_error`.
+
+        Args:
+            timeout: seconds; by default `drain_timeout`.
+        """
+        seconds = self.drain_timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        loop = asyncio.get_running_loop()
+        delivered = self.delivered
+        await asyncio.sleep(0)  # for what other threads have just handed over
+        if self._opening is not None and self._opening.get_loop() is loop:
+            await asyncio.wait({self._opening}, timeout=seconds)
+        drain = _Drain(
+            around=set(_scopes_around()),
+            by_subscriber=current_event.get() is not None,
+            scopes={scope for scope in list(self._open_scopes) if scope.loop is loop},
+            deliveries={delivery for delivery in list(self._deliveries) if delivery.loop is loop},
+        )
+        self._drains.append(drain)
+        self._wake_watchers()  # another drain may wait for this one
+        try:
+            with self.reporter.collecting() as failed:
+                await self._quiet(drain, deadline)
+                given_up = await self._give_up(drain)
+                if given_up:
+                    await self.reporter.gave_up(given_up, seconds)
+        finally:
+            self._drains.remove(drain)
+        pairs = [(Undelivered(event.name, event.id, name), started) for event, name, started in given_up]
+        return DrainReport(
+            delivered=self.delivered - delivered,
+            failed=tuple(failed),
+            cancelled=tuple(pair for pair, started in pairs if started),
+            never_started=tuple(pair for pair, started in pairs if not started),
+        )
+
+    async def stop(self, timeout: float | None = None) -> DrainReport:
+        """Drain, then stop the handlers; the bus may be started again."""
+        if self._state == "stopped":
+            return DrainReport(delivered=0)
+        report = await self.drain(timeout)
+        was_running, self._state = self.is_live(), "stopped"
+        if was_running:
+            await _stop_handlers(self.handlers)
+        return report
+
+    def stats(self) -> Stats:
+        """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
+        times = [oldest for delivery in list(self._deliveries) if (oldest := delivery.oldest()) is not None]
+        times.extend(scope.backlog[0]._at for scope in list(self._open_scopes) if scope.backlog)
+        times.extend(event._at for event, _, _ in self._kept[:1])
+        age = (time.time_ns() - min(times)) / 1e9 if times else 0.0
+        counts = self.reporter.counts
+        return Stats(pending=self._pending, oldest_age=max(age, 0.0), delivered=self.delivered, **counts)
+
+    # For the middleware
+
+    async def ensure_open(self) -> None:
+        """Start on the running loop unless that is done.
+
+        Raises:
+            ConfigurationError: this is not asyncio.
+        """
+        await self.start_handlers()
+        if not self.has_lifespan:
+            self.open()
+
+    def is_live(self) -> bool:
+        """Tell whether events can be taken, now or in a moment."""
+        return self._state in _TAKES_EVENTS and self.loop is not None and not self.loop.is_closed()
+
+    def is_waiting(self) -> bool:
+        """Tell whether the bus, held by a middleware, has not been started yet (or its loop has gone)."""
+        return self.held and not self.has_lifespan and self._state != "stopped"
+
+    def is_new(self) -> bool:
+        """Tell whether the bus has never been started."""
+        return self.loop is None
+
+    def unfinished(self) -> list[Event[Any]]:
+        """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
+        left = [*(event for event, _, _ in self._kept), *self._in_transit.values()]
+        for scope in list(self._open_scopes):
+            left.extend(scope.backlog or ())
+        for delivery in list(self._deliveries):
+            left.extend(delivery.unfinished())
+        return left
+
+    def is_open_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether nothing is to be done before a request on this loop."""
+        return self.loop is loop and self._state == "open"
+
+    async def start_handlers(self) -> None:
+        """Call the handlers' `start`; what is dispatched meanwhile is kept until `open`."""
+        loop = buses.asyncio_loop()
+        if self._state in ("started", "open") and self.is_live():
+            return
+        if self._state == "starting" and self._started is not None and self.loop is loop:
+            await asyncio.wait({self._started})
+            return
+        self.is_suppressed = dispatch_is_disabled()
+        self.loop, self._state = loop, "starting"
+        ended = self._started = loop.create_future()
+        done = 0
+        try:
+            for handler in self.handlers:
+                if start := getattr(handler, "start", None):
+                    await start()
+                done += 1
+            self._state = "started"
+        except BaseException:
+            self._state = "new"
+            await _stop_handlers(self.handlers[:done])
+            raise
+        finally:
+            ended.set_result(None)
+
+    def open(self) -> None:
+        """Begin to deliver, with what was kept so far, if the handlers have started."""
+        with self._lock:
+            if self._state != "started":
+                return
+            self._state = "open"
+            early = buses.take_early(self)
+            self._pending += len(early)
+            kept, self._kept = [(event, None, context) for event, context in early] + self._kept, []
+        for event, scope, context in kept:
+            self._hand_over(event, scope, context)
+
+    def end_scope(self, scope: Scope, outcome: Outcome) -> asyncio.Future[None] | None:
+        """Deliver what waited for the end of a request or block.
+
+        Returns:
+            What is done when every first attempt has ended; None if that is so already.
+        """
+        with self._lock:  # a late append and this are one atomic step each
+            backlog, scope.backlog = scope.backlog, None
+            scope.ended = True
+            self._open_scopes.discard(scope)
+        if backlog and scope.conditions:
+            backlog = self._fulfilled(backlog, scope.conditions, outcome)
+        if backlog and self._state in ("new", "starting"):
+            context = copy_context()
+            with self._lock:
+                self._kept.extend((event, scope, context) for event in backlog)
+        elif backlog:
+            self._delivery(scope).add(backlog, copy_context(), eagerly=True)
+        elif scope.delivery not in self._deliveries:
+            scope.connection = None
+        self._wake_watchers()
+        return None if scope.delivery is None else scope.delivery.settled()
+
+    # For dispatching
+
+    def accept(self, event: Event[Any], scope: Scope | None, deliver_on: DeliverOn) -> None:
+        """Take an event: into the backlog of an open scope, else to its subscribers; from any thread.
+
+        Raises:
+            BusFullError: `max_pending` events wait, and no subscriber dispatched this one.
+            NoBusError: the bus was stopped, or its loop was.
+        """
+        with self._lock:
+            full = self._max_pending is not None and self._pending >= self._max_pending and not event._chain
+            if not full:
+                self._pending += 1
+                backlog = None if scope is None or (event._chain and not scope.collects()) else scope.backlog
+                if scope is not None and backlog is not None and deliver_on != "now":
+                    if not backlog:
+                        self._open_scopes.add(scope)
+                    if deliver_on != "completion":
+                        scope.conditions = scope.conditions or {}
+                        scope.conditions[len(backlog)] = deliver_on
+                    backlog.append(event)
+                    return
+        if full:
+            self.reporter.refused(event, self._pending)
+            raise BusFullError(
+                f"event {event.name} is refused: {self._pending} events wait, as many as max_pending= allows; "
+                "slow down, speed up the subscribers, or raise it"
+            )
+        self._hand_over(event, scope, copy_context())
+
+    # For deliveries
+
+    def limiter(self) -> CapacityLimiter:
+        """Return what bounds the bus's worker threads on the running loop."""
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            limiter = self._limiters[loop] = CapacityLimiter(self._max_threads)
+        return limiter
+
+    def subscribers(self, event: Event[Any]) -> Sequence[Subscriber]:
+        """Return who receives an event, each once."""
+        if len(self._routes) == 1:
+            found = self._routes[0](event[0])
+        else:
+            # a dict: one function may be reached through several handlers
+            found = tuple(dict.fromkeys(subscriber for route in self._routes for subscriber in route(event[0])))
+        return [subscriber for subscriber in found if subscriber.is_function] if event._opaque else found
+
+    def active(self, delivery: Delivery) -> None:
+        """Keep a delivery that has work."""
+        self._deliveries.add(delivery)
+
+    def idle(self, delivery: Delivery) -> None:
+        """Let a delivery go."""
+        self._deliveries.discard(delivery)
+        self._wake_watchers()
+
+    def finished(self) -> None:
+        """Count an event as no longer pending."""
+        with self._lock:
+            self._pending -= 1
+
+    # Delivering
+
+    def _target(self, bus: Any, middleware_id: Hashable | None) -> tuple[Any, Scope | None]:
+        if bus not in (None, self) or middleware_id is not None:
+            raise ConfigurationError("bus.dispatch() has its bus: leave bus= and middleware_id= out")
+        return self, buses.scope_of(self)
+
+    def _keep(self, event: Event[Any], middleware_id: Hashable | None) -> None:  # noqa: ARG002 - never called
+        raise AssertionError("a bus is its own target")
+
+    def _hand_over(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
+        """Deliver an event now, on the loop of its scope or of the bus; or keep it until the bus is open."""
+        with self._lock:
+            loop = self.loop
+            if scope is not None and scope.loop is not None and not scope.loop.is_closed():
+                loop = scope.loop
+            is_closed = loop is None or loop.is_closed()
+            if self._state == "open" and is_closed and self.is_waiting():
+                self._state = "new"
+            waits = self._state in ("new", "starting", "started")
+            if waits:
+                self._kept.append((event, scope, context))
+        if waits:
+            self._open_soon()
+        elif self._state == "stopped" or loop is None or is_closed:
+            self.finished()
+            why = "the bus was stopped" if self._state == "stopped" else "its event loop is closed"
+            raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
+        elif loop is buses.running_loop():
+            self._deliver(event, scope, context)
+        else:
+            self._in_transit[id(event)] = event
+            try:
+                loop.call_soon_threadsafe(self._arrive, event, scope, context)
+            except RuntimeError:  # the loop was closed just now
+                del self._in_transit[id(event)]
+                self._hand_over(event, scope, context)
+
+    def _arrive(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
+        self._deliver(event, scope, context)
+        del self._in_transit[id(event)]
+
+    def _deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
+        scope = scope or Scope(self, self.loop)
+        self._delivery(scope).add([event], context)
+
+    def _delivery(self, scope: Scope) -> Delivery:
+        if scope.delivery is None or scope.delivery.loop.is_closed():
+            scope.delivery = Delivery(self, scope)
+        return scope.delivery  # type: ignore[no-any-return]
+
+    def _fulfilled(
+        self, backlog: list[Event[Any]], conditions: Mapping[int, DeliverOn], outcome: Outcome
+    ) -> list[Event[Any]]:
+        """Return the events whose outcome came, and report the others."""
+        try:
+            came: DeliverOn = "success" if self._is_success(outcome) else "failure"
+        except Exception:
+            logger.exception("is_success= failed; this counts as a failure of the request or block")
+            came = "failure"
+        awaited: DeliverOn = "failure" if came == "success" else "success"
+        withheld = [event for index, event in enumerate(backlog) if conditions.get(index) == awaited]
+        for _ in withheld:
+            self.finished()
+        self.reporter.withheld(withheld, awaited)
+        return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
+
+    def _left(self, drain: "_Drain") -> tuple[list[Delivery], list[Scope]]:
+        """Return what a drain has to wait for: not what waits for a drain that could wait for this one."""
+        drains = self._drains if drain.is_awaited() else (drain,)
+        delivering = {scope for other in drains if other.by_subscriber for scope in other.around}
+        running = [
+            delivery
+            for delivery in list(self._deliveries)
+            if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in delivering
+        ]
+        around = {scope for other in drains for scope in other.around}
+        return running, [scope for scope in drain.scopes if scope.backlog and scope not in around]
+
+    async def _quiet(self, drain: "_Drain", deadline: float) -> None:
+        """Wait until nothing is left, or for the deadline."""
+        loop = asyncio.get_running_loop()
+        while any(self._left(drain)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            changed: asyncio.Future[None] = loop.create_future()
+            self._watchers.add(changed)
+            try:
+                await asyncio.wait({changed}, timeout=left)
+            finally:
+                self._watchers.discard(changed)
+
+    async def _give_up(self, drain: "_Drain") -> list[GivenUp]:
+        running, waiting = self._left(drain)
+        given_up = [pair for pairs in await asyncio.gather(*(one.cut_off() for one in running)) for pair in pairs]
+        left: list[Event[Any]] = []
+        with self._lock:
+            for scope in waiting:
+                left.extend(scope.backlog or ())
+                scope.backlog, scope.conditions = [], None
+                self._open_scopes.discard(scope)
+        for event in left:
+            given_up.extend((event, subscriber.name, False) for subscriber in self.subscribers(event))
+            self.finished()
+        return given_up
+
+    def _wake_watchers(self) -> None:
+        for watcher in list(self._watchers):
+            if not watcher.done():
+                watcher.get_loop().call_soon_threadsafe(_complete, watcher)
+
+    def _open_soon(self) -> None:
+        """Start at the first dispatch, where an application without lifespan holds the bus."""
+        loop = buses.running_loop()
+        if self._state != "new" or not self.held or loop is None:
+            return
+        if self._opening is None or self._opening.get_loop().is_closed():
+            self._opening = loop.create_task(self.ensure_open())
+            self._opening.add_done_callback(self._opened)
+
+    def _opened(self, task: "asyncio.Task[None]") -> None:
+        self._opening = None
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("a handler failed to start; events are kept until the first request", exc_info=error)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Drain:
+    """A drain under way.
+
+    Attributes:
+        around: the scopes that its caller is in, and that end only after it.
+        by_subscriber: whether its caller is a subscriber, whose delivery ends only after it.
+        scopes: whose events it waits for.
+        deliveries: that it waits for.
+    """
+
+    around: set[Scope]
+    by_subscriber: bool
+    scopes: set[Scope]
+    deliveries: set[Delivery]
+
+    def is_awaited(self) -> bool:
+        """Tell whether another drain can wait for this one."""
+        return self.by_subscriber or any(scope.backlog is not None for scope in self.around)
+
+
+async def _stop_handlers(handlers: Iterable[Any]) -> None:
+    for handler in handlers:
+        if stop := getattr(handler, "stop", None):
+            try:
+                await stop()
+            except Exception:
+                logger.exception("%s failed to stop", type(handler).__qualname__)
+
+
+def _route(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
+    route: Callable[[str], Sequence[Subscriber]] | None = getattr(handler, "matching_subscribers", None)
+    if route is not None and not isinstance(handler, type):
+        return route
+    whole = (as_subscriber(handler),)
+    return lambda _: whole
+
+
+def _succeeded(outcome: Outcome) -> bool:
+    return outcome.exception is None and (outcome.status is None or outcome.status < 400)
+
+
+def _scopes_around() -> Iterator[Scope]:
+    scope = current_scope.get()
+    while scope is not None:
+        yield scope
+        scope = scope.parent
+
+
+def _complete(watcher: "asyncio.Future[None]") -> None:
+    if not watcher.done():
+        watcher.set_result(None)
+
+
+def current_bus() -> EventBus:
+    """Return the bus of the running request, block or delivery, else the only one that runs; usable with Depends.
+
+    Raises:
+        NoBusError: there is none, or there are several.
+    """
+    scope = current_scope.get()
+    bus = scope.bus if scope is not None and scope.bus is not None else buses.find(None)
+    if bus is None:
+        raise NoBusError("there is no bus: add EventHandlerASGIMiddleware to the application, or use `async with bus:`")
+    return bus  # type: ignore[no-any-return]

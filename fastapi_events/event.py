@@ -1,0 +1,308 @@
+"""The envelope: one event as it travels, in memory and as CloudEvents JSON."""
+
+import functools
+import os
+import re
+import time as clock
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+from pydantic_core import from_json, to_json
+from typing_extensions import TypeVar
+
+from fastapi_events.errors import PayloadError
+from fastapi_events.names import EventName, name_of
+from fastapi_events.payload import serialise, snapshot
+from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
+
+__all__ = ["DEFAULT_SOURCE", "Event", "check_headers"]
+
+DEFAULT_SOURCE: Final = "fastapi_events"
+
+PayloadT_co = TypeVar("PayloadT_co", covariant=True, default=Any)
+
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_CORE_ATTRIBUTES: Final = frozenset(
+    {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "dataversion", "data"}
+)
+_HEADER_NAME: Final = re.compile(r"[a-z0-9]+")
+
+# for type checkers: it has a type of its own for every class, and they disagree about a subclass
+_new_tuple: Final[Callable[..., Any]] = tuple.__new__  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+
+
+class Event(tuple[str, PayloadT_co]):
+    """What happened: an immutable pair `(name, payload)` with metadata.
+
+    `name, payload = event` and `match event: case Event("order.placed", payload)` work. `==` and `hash` look at
+    name and payload only, as those of a tuple.
+
+    Attributes:
+        name: dotted, past tense: `order.placed`.
+        payload: the model of the name's schema, or what was dispatched.
+        id: UUIDv7 text, unique; its time is the dispatch's. Made when first asked for.
+        time: of the dispatch, aware, UTC, in microseconds.
+        source: who dispatched it; set on the bus.
+        subject: what it is about, None if unset.
+        version: of the schema, None if it has none.
+        headers: metadata such as `correlationid`; names match `[a-z0-9]+`.
+    """
+
+    __match_args__ = ("name", "payload")
+
+    # Only what differs from these defaults is in an instance's __dict__: an event waits in memory. The copies that
+    # several subscribers get share one __dict__, and so the id.
+    _id: str
+    _at: int  # nanoseconds since the epoch
+    _data: bytes | None = None  # the payload as JSON, in UTF-8
+    _shared: bool = False  # nobody can change the payload
+    _opaque: bool = False  # handed over as it is, to local subscribers only
+    _chain: tuple[str, ...] = ()  # the names of the events that led to this one, the oldest first
+    _source: str = DEFAULT_SOURCE
+    _subject: str | None = None
+    _version: int | None = None
+    _headers: Mapping[str, str] = _NO_HEADERS
+
+    def __new__(
+        cls,
+        name: EventName,
+        payload: PayloadT_co = cast("Any", None),  # noqa: B008 - None, for the type checkers' sake
+        *,
+        id: str | None = None,
+        time: datetime | None = None,
+        source: str = DEFAULT_SOURCE,
+        subject: str | None = None,
+        version: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> "Event[PayloadT_co]":
+        state: dict[str, Any] = {"_at": _nanoseconds(time) if time else clock.time_ns()}
+        if id is not None:
+            state["_id"] = id
+        if headers:
+            state["_headers"] = check_headers(headers)
+        for key, value, default in (
+            ("_source", source, DEFAULT_SOURCE),
+            ("_subject", subject, None),
+            ("_version", version, None),
+        ):
+            if value != default:
+                state[key] = value
+        return cls._of(name_of(name), payload, state)
+
+    @classmethod
+    def _of(cls, name: str, payload: Any, state: dict[str, Any]) -> "Event[Any]":
+        """Make an event of parts that are known to be good; `state` becomes its own."""
+        event: Event[Any] = _new_tuple(cls, (name, payload))
+        object.__setattr__(event, "__dict__", state)
+        return event
+
+    @property
+    def name(self) -> str:
+        return self[0]
+
+    @property
+    def payload(self) -> PayloadT_co:
+        return self[1]
+
+    @property
+    def id(self) -> str:
+        state = self.__dict__
+        # setdefault: two threads that ask at once get one answer
+        found: str = state.get("_id") or state.setdefault("_id", _uuid7(self._at))
+        return found
+
+    @property
+    def time(self) -> datetime:
+        return datetime.fromtimestamp(self._at // 1_000_000_000, UTC).replace(microsecond=self._at // 1_000 % 1_000_000)
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    @property
+    def subject(self) -> str | None:
+        return self._subject
+
+    @property
+    def version(self) -> int | None:
+        return self._version
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
+
+    def with_headers(self, headers: Mapping[str, str]) -> "Event[PayloadT_co]":
+        """Return the same event, its id included, with these headers added or replaced."""
+        _ = self.id
+        state = {**self.__dict__, "_headers": MappingProxyType({**self._headers, **check_headers(headers)})}
+        return self._of(self[0], self[1], state)
+
+    def for_subscriber(self) -> "Event[PayloadT_co]":
+        """Return this event with a payload that the receiver may change without harm to others."""
+        return self if self._shared else self._of(self[0], snapshot(self[1]), self.__dict__)
+
+    def to_json(self) -> str:
+        """Return the event as a CloudEvent 1.0 in JSON.
+
+        Raises:
+            PayloadError: JSON cannot express the payload (only of an event that was never dispatched, or opaque).
+        """
+        data = self._data if self._data is not None else serialise(self[1])
+        optional = [] if self._subject is None else [f',"subject":{_quoted(self._subject)}']
+        if self._version is not None:
+            optional.append(f',"dataversion":{self._version}')
+        optional.extend(f',"{name}":{_quoted(value)}' for name, value in self._headers.items())
+        return (
+            f'{{"specversion":"1.0","id":{_quoted(self.id)},"source":{_quoted_often(self._source)},'
+            f'"type":{_quoted_often(self[0])},"time":"{self.time.isoformat().removesuffix("+00:00")}Z",'
+            f'"datacontenttype":"application/json"{"".join(optional)},"data":{data.decode()}}}'
+        )
+
+    @classmethod
+    def from_json(cls, data: str | bytes, *, registry: EventPayloadSchemaRegistry = default_registry) -> "Event[Any]":
+        """Read a CloudEvent 1.0 in JSON; the payload is validated if the registry knows the event's name.
+
+        Unknown attributes become headers.
+
+        Raises:
+            PayloadError: it is not such a CloudEvent; the message says why.
+            pydantic.ValidationError: the payload does not fit the schema.
+        """
+        attributes = _parse(data)
+        for name in [name for name, value in attributes.items() if value is None and name != "data"]:
+            del attributes[name]  # the specification: null is unset
+        _check_attributes(attributes)
+        payload = attributes.pop("data", None)
+        schema = registry.schema(attributes["type"])
+        return cls(
+            attributes["type"],
+            payload if schema is None else schema.validate_json(payload),
+            id=attributes["id"],
+            time=_parse_time(attributes.get("time")),
+            source=attributes["source"],
+            subject=attributes.get("subject"),
+            version=_parse_version(attributes.get("dataversion")),
+            headers={
+                name: _header_text(name, value) for name, value in attributes.items() if name not in _CORE_ATTRIBUTES
+            },
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Event._of, (self[0], self[1], {**self.__dict__, "_id": self.id, "_headers": dict(self._headers)})
+
+    def __repr__(self) -> str:
+        return f"Event({self[0]!r}, {self[1]!r}, id={self.id!r})"
+
+    if not TYPE_CHECKING:  # a visible __setattr__ makes type checkers accept any attribute
+
+        def __setattr__(self, name: str, value: object) -> NoReturn:
+            raise AttributeError(f"an event is immutable: {name!r} cannot be set; dispatch a new one")
+
+        def __delattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"an event is immutable: {name!r} cannot be deleted")
+
+
+def check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
+    """Return the headers, read-only.
+
+    Raises:
+        PayloadError: a name is not of `[a-z0-9]+`, or is a core attribute of CloudEvents; a value is no string.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or name in _CORE_ATTRIBUTES:
+            raise PayloadError(
+                f"{name!r} cannot be the name of a header: use lower-case letters and digits, "
+                "and none of the attributes that every event has",
+                path=f"headers[{name!r}]",
+            )
+        if not isinstance(value, str):
+            raise PayloadError(
+                f"the header {name!r} must be a string, not {type(value).__name__}: use str()",
+                path=f"headers[{name!r}]",
+            )
+    return MappingProxyType(dict(headers))
+
+
+def _uuid7(nanoseconds: int) -> str:
+    """Make a UUID of RFC 9562, version 7, the 12 bits after the milliseconds being their fraction."""
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    number = milliseconds << 80 | 0x7 << 76 | (rest << 12) // 1_000_000 << 64
+    number |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _nanoseconds(time: datetime) -> int:
+    if time.tzinfo is None:
+        raise PayloadError(f"the time {time} has no time zone: use datetime.now(UTC)", path="time")
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000
+
+
+def _quoted(text: str) -> str:
+    return to_json(text).decode()
+
+
+_quoted_often = functools.lru_cache(maxsize=1024)(_quoted)  # names and sources are few
+
+
+def _parse(data: str | bytes) -> dict[str, Any]:
+    try:
+        attributes = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise PayloadError(f"this is not JSON: {error}", path="") from error
+    if not isinstance(attributes, dict):
+        raise PayloadError(f"a CloudEvent is a JSON object, not {type(attributes).__name__}", path="")
+    return cast("dict[str, Any]", attributes)
+
+
+def _check_attributes(attributes: dict[str, Any]) -> None:
+    missing = [name for name in ("specversion", "id", "source", "type") if name not in attributes]
+    if missing:
+        raise PayloadError(f"this is not a CloudEvent: {', '.join(missing)} is missing", path=missing[0])
+    if attributes["specversion"] != "1.0":
+        raise PayloadError(
+            f"a CloudEvent of specversion {attributes['specversion']!r} cannot be read: this library reads '1.0'",
+            path="specversion",
+        )
+    for name in ("id", "source", "type", "subject", "time"):
+        if name in attributes and (not isinstance(attributes[name], str) or not attributes[name]):
+            raise PayloadError(f"the attribute {name} must be a string with text, not {attributes[name]!r}", path=name)
+    content_type = attributes.get("datacontenttype", "application/json")
+    if not re.fullmatch(r"[\w.+-]+/([\w.-]+\+)?json\s*(;.*)?", str(content_type), re.IGNORECASE):
+        raise PayloadError(
+            f"data of type {content_type!r} cannot be read: this library reads application/json",
+            path="datacontenttype",
+        )
+    if "data_base64" in attributes:
+        raise PayloadError("binary data (data_base64) cannot be read: this library reads JSON", path="data_base64")
+
+
+def _parse_time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise PayloadError(f"the time {text!r} is not of RFC 3339, as 2026-01-31T12:00:00Z is", path="time") from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _parse_version(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    raise PayloadError(f"dataversion must be an integer, not {value!r}", path="dataversion")
+
+
+def _header_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int)):
+        return str(value)
+    raise PayloadError(f"the extension attribute {name} must be a string, an integer or a boolean", path=name)

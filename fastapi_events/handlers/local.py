@@ -1,0 +1,316 @@
+"""Functions in this process that receive events."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    overload,
+)
+
+from typing_extensions import TypeForm, Unpack
+
+from fastapi_events.delivery import Subscriber, as_subscriber
+from fastapi_events.dependencies import compile_subscriber
+from fastapi_events.errors import ConfigurationError, SubscriberError
+from fastapi_events.event import Event
+from fastapi_events.event_type import EventType
+from fastapi_events.handlers.base import BaseEventHandler, as_event, raise_all
+from fastapi_events.handlers.function_types import HandlerOf, Result, SubscriberOptions
+from fastapi_events.names import EventName
+from fastapi_events.patterns import matcher, patterns_of
+from fastapi_events.retry import Retry
+from fastapi_events.scope import Scope, current_scope, run_in_thread
+
+__all__ = ["LocalHandler", "Registrar", "local_handler"]
+
+CACHED_NAMES = 4096  # names may hold ids: the table of routes is emptied when it has so many
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
+Source: TypeAlias = type[A] | EventType[A]
+Param = TypeVar("Param")
+P = ParamSpec("P")
+R = TypeVar("R", bound=Result)
+FunctionT = TypeVar("FunctionT", bound=Callable[Concatenate[Any, ...], Result])
+Wanted_co = TypeVar("Wanted_co", covariant=True)
+
+
+class Registrar(Protocol[Wanted_co]):
+    """Subscribes a function to what `register` was given, and gives it back as it is."""
+
+    def __call__(self, function: HandlerOf[Wanted_co, Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
+
+
+class LocalHandler(BaseEventHandler):
+    """Routes events to functions: async ones on the event loop, others in worker threads.
+
+    A subscriber receives the events of a request one after another, in dispatch order, each at most once, whichever
+    of its patterns match. Its failure is its own.
+    """
+
+    def __init__(self) -> None:
+        self._subscribers: dict[Any, Subscriber] = {}
+        self._patterns: dict[Subscriber, list[str]] = {}
+        self._matchers: dict[Subscriber, Callable[[str], bool]] = {}
+        self._routes: dict[str, tuple[Subscriber, ...]] = {}
+        self._whole: Subscriber | None = None
+        if type(self).handle is not LocalHandler.handle or type(self).handle_many is not BaseEventHandler.handle_many:
+            self._whole = as_subscriber(self)  # a derived class wants to see the events itself
+
+    @overload
+    def register(
+        self, *names: EventName, event_name: EventName | None = None, **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[Any]]: ...
+    @overload
+    def register(self, a: Source[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
+    @overload
+    def register(
+        self, a: Source[A], b: Source[B], /, **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[A | B]]: ...
+    @overload
+    def register(
+        self, a: Source[A], b: Source[B], c: Source[C], /, **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[A | B | C]]: ...
+    @overload
+    def register(
+        self, a: Source[A], b: Source[B], c: Source[C], d: Source[D], /, **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[A | B | C | D]]: ...
+    @overload
+    def register(
+        self,
+        a: Source[A],
+        b: Source[B],
+        c: Source[C],
+        d: Source[D],
+        e: Source[E],
+        /,
+        **options: Unpack[SubscriberOptions],
+    ) -> Registrar[Event[A | B | C | D | E]]: ...
+    @overload
+    def register(self, function: HandlerOf[Event[Any], Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
+    @overload
+    def register(self, union: TypeForm[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
+    @overload
+    def register(
+        self, *what: EventName | Source[Any], **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[Any]]: ...
+    def register(
+        self,
+        *what: Any,
+        event_name: EventName | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        concurrency: int = 1,
+    ) -> Any:
+        """Subscribe a function; a decorator that returns it unchanged.
+
+        Args:
+            what: models, event types, names or patterns (`"order.*"`); none for all events.
+            event_name: a name or pattern, as in 0.12.
+            retry: what to do after a failure; by default one attempt.
+            timeout: seconds for one attempt. A thread that overruns cannot be stopped: it keeps its place, and the
+                subscriber starts nothing further in that request until it ends.
+            concurrency: how many events of one request the function may handle at once; more than 1 gives up the order.
+
+        Raises:
+            SubscriberError: the function cannot be a subscriber, or has other options already.
+            ConfigurationError: an option or something in `what` makes no sense.
+        """
+        if what and _is_function(what[0]):
+            function, *what_else = what
+            self._add(function, _patterns(what_else, event_name), retry, timeout, concurrency)
+            return function
+        patterns = _patterns(what, event_name)
+
+        def decorate(function: Any) -> Any:
+            self._add(function, patterns, retry, timeout, concurrency)
+            return function
+
+        return decorate
+
+    @overload
+    def on(self, function: FunctionT, /) -> FunctionT: ...
+    @overload
+    def on(self, /, **options: Unpack[SubscriberOptions]) -> Callable[[FunctionT], FunctionT]: ...
+    def on(
+        self, function: Any = None, /, *, retry: Retry | None = None, timeout: float | None = None, concurrency: int = 1
+    ) -> Any:
+        """Subscribe a function to what its first parameter is annotated with; a decorator that returns it unchanged.
+
+        `Event[OrderPlaced]`, `OrderPlaced` (which is given the bare payload), unions of them, or `Event` for all.
+
+        Raises:
+            SubscriberError: the annotation is missing, cannot be resolved, or names no event.
+        """
+
+        def decorate(function: Any) -> Any:
+            self._add(function, _annotated_patterns(function), retry, timeout, concurrency)
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    def unregister(self, function: Callable[..., Any]) -> None:
+        """Take a function off, with all its patterns; events that already wait for it are still delivered.
+
+        Raises:
+            SubscriberError: it is not registered.
+        """
+        subscriber = self._subscribers.pop(_key(function), None)
+        if subscriber is None:
+            raise SubscriberError(f"{_name(function)} is not registered here", subscriber=_name(function))
+        del self._patterns[subscriber], self._matchers[subscriber]
+        self._routes = {}
+
+    def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
+        """Return who receives events of this name, each once, in the order of registration."""
+        return self._functions(name) if self._whole is None else (self._whole,)
+
+    def _functions(self, name: str) -> tuple[Subscriber, ...]:
+        routes = self._routes
+        subscribers = routes.get(name)
+        if subscribers is None:
+            subscribers = tuple(subscriber for subscriber, matches in list(self._matchers.items()) if matches(name))
+            if len(routes) >= CACHED_NAMES:
+                routes.clear()
+            routes[name] = subscribers
+        return subscribers
+
+    async def handle(self, event: Event[object] | tuple[str, object]) -> None:
+        """Call every matching subscriber once, without a bus: for tests, and for handlers that wrap this one.
+
+        Raises:
+            Exception: what a subscriber raised, after all were called; of several failures an ExceptionGroup.
+        """
+        whole = as_event(event)
+        scope = current_scope.get() or Scope(None)
+        errors: list[Exception] = []
+        for subscriber in self._functions(whole.name):
+            try:
+                if subscriber.is_async:
+                    result = subscriber.call(whole.for_subscriber(), scope)
+                else:
+                    result = await run_in_thread(scope, subscriber.call, whole.for_subscriber(), scope)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:
+                errors.append(error)
+        raise_all(errors)
+
+    def _add(
+        self, function: Any, patterns: list[str], retry: Retry | None, timeout: float | None, concurrency: int
+    ) -> None:
+        name = _name(function)
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency={concurrency} would never start {name}: use 1 or more")
+        if timeout is not None and timeout <= 0:
+            raise ConfigurationError(f"timeout={timeout} is no time for {name}: use seconds above 0, or None")
+        if inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self":
+            raise SubscriberError(
+                f"{name} is a method without its object: register the method of an instance",
+                subscriber=name,
+                parameter="self",
+            )
+        known = self._subscribers.get(_key(function))
+        if known is None:
+            compiled = compile_subscriber(function, name=name)
+            known = Subscriber(
+                name=name, call=compiled.call, is_async=compiled.is_async,
+                retry=retry, timeout=timeout, concurrency=concurrency,
+            )  # fmt: skip
+            self._subscribers[_key(function)] = known
+            self._patterns[known] = []
+        elif (known.retry, known.timeout, known.concurrency) != (retry, timeout, concurrency):
+            raise SubscriberError(
+                f"{name} is registered already, with other options: use one retry=, timeout= and concurrency= "
+                "for all its events, or register another function",
+                subscriber=name,
+            )
+        self._patterns[known].extend(patterns)
+        self._matchers[known] = matcher(self._patterns[known])
+        self._routes = {}  # not emptied: another thread may be about to add what it found before
+
+
+local_handler: LocalHandler = LocalHandler()
+
+
+def _is_function(what: object) -> bool:
+    return callable(what) and not isinstance(what, (type, EventType)) and get_origin(what) is None
+
+
+def _patterns(what: Iterable[Any], event_name: EventName | None) -> list[str]:
+    patterns = [pattern for one in what for pattern in patterns_of(one)]
+    if event_name is not None:
+        patterns.extend(patterns_of(event_name))
+    return patterns or ["*"]
+
+
+def _annotated_patterns(function: Any) -> list[str]:
+    """Return the patterns of what a function's first parameter is annotated with."""
+    name = _name(function)
+    parameter = next(iter(inspect.signature(function).parameters.values()), None)
+    if parameter is None or parameter.annotation is parameter.empty:
+        raise SubscriberError(
+            f"{name} does not say which event it wants: annotate its first parameter, as in "
+            f"def {name}(event: Event[OrderPlaced]), or use register(...)",
+            subscriber=name,
+            parameter=None if parameter is None else parameter.name,
+        )
+    try:
+        return _patterns_in(parameter.annotation, getattr(_plain_function(function), "__globals__", {}))
+    except Exception as error:
+        raise SubscriberError(
+            f"the annotation of {name}'s parameter {parameter.name} does not name an event: {error}; "
+            "or use register(...)",
+            subscriber=name,
+            parameter=parameter.name,
+        ) from error
+
+
+def _patterns_in(annotation: Any, names: dict[str, Any]) -> list[str]:
+    if isinstance(annotation, str):
+        return _patterns_in(eval(annotation, names), names)  # as typing.get_type_hints does, for this one parameter
+    if annotation is Event or annotation is Any:
+        return ["*"]
+    if get_origin(annotation) in (Annotated, Event):
+        return _patterns_in(get_args(annotation)[0], names)
+    if get_origin(annotation) in (Union, UnionType):
+        return [pattern for part in get_args(annotation) for pattern in _patterns_in(part, names)]
+    return patterns_of(annotation)
+
+
+def _plain_function(function: Any) -> Any:
+    """Return the function that holds the names in the annotations of a partial, a method or a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__globals__") and not inspect.ismethod(function):
+        function = type(function).__call__
+    plain = inspect.unwrap(getattr(function, "__func__", function))
+    return _plain_function(plain) if isinstance(plain, functools.partial) else plain
+
+
+def _name(function: object) -> str:
+    plain = _plain_function(function)
+    named = type(function) if getattr(plain, "__name__", "") == "__call__" else plain
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _key(function: Any) -> Any:
+    try:
+        hash(function)
+    except TypeError:  # a callable object that is not hashable
+        return id(function)
+    return function

@@ -1,0 +1,33 @@
+"""What an event is called, and when it may go: the words that every floor shares."""
+
+from enum import Enum
+from typing import Literal, TypeAlias
+
+from fastapi_events.errors import ConfigurationError, EventNameMissingError
+
+__all__ = ["DELIVER_ON", "DeliverOn", "EventName", "name_of"]
+
+EventName: TypeAlias = str | Enum
+DeliverOn: TypeAlias = Literal["completion", "success", "failure", "now"]
+DELIVER_ON: frozenset[str] = frozenset({"completion", "success", "failure", "now"})
+
+
+def name_of(name: object) -> str:
+    """Return the text of an event name; an Enum member is its value.
+
+    Raises:
+        EventNameMissingError: the name is None or empty.
+        ConfigurationError: it is neither a string nor an Enum member whose value is a string.
+    """
+    if type(name) is str and name:
+        return name
+    value = name.value if isinstance(name, Enum) else name
+    if value is None or value == "":
+        raise EventNameMissingError(
+            "the event has no name: pass one, as in dispatch('order.placed', ...), or give its model an __event_name__"
+        )
+    if not isinstance(value, str):
+        raise ConfigurationError(
+            f"an event name is a string or an Enum member with a string value, not {name!r}: use 'order.placed'"
+        )
+    return str(value)

@@ -1,0 +1,254 @@
+"""Which schema validates the payloads of which event name."""
+
+import dataclasses
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, Protocol, TypeVar, overload
+
+from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, TypeAdapter
+from pydantic_core import SchemaSerializer, to_json
+
+from fastapi_events.errors import ConfigurationError, DuplicateEventError, EventNameMissingError
+from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
+
+__all__ = ["EventModel", "EventPayloadSchemaRegistry", "ModelDecorator", "Schema", "registry"]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_SECRETS: Final[tuple[Any, ...]] = (SecretStr, SecretBytes)  # JSON has asterisks for them
+
+
+class ModelDecorator(Protocol):
+    """Takes a model, and gives it back as it is."""
+
+    def __call__(self, model: type[ModelT], /) -> type[ModelT]: ...
+
+
+class Schema:
+    """What validates and writes the payloads of one event name.
+
+    Attributes:
+        name: the event name.
+        type: the model, or for an EventType the type of its payload.
+        version: of the schema; None where it has none.
+        deliver_on: the outcome that the model wants to wait for; None where it does not say.
+    """
+
+    __slots__ = ("_adapter", "deliver_on", "name", "type", "version")
+
+    def __init__(
+        self, name: str, type_: Any, adapter: TypeAdapter[Any] | None = None, version: int | None = None
+    ) -> None:
+        self.name: str = name
+        self.type: Any = type_
+        self._adapter = adapter
+        self.version: int | None = getattr(type_, "__event_version__", version)
+        self.deliver_on: DeliverOn | None = getattr(type_, "__event_deliver_on__", None)
+
+    @property
+    def validator(self) -> Any:
+        """A SchemaValidator, or what a plugin of pydantic made of it."""
+        # read anew each time: pydantic replaces it when a forward reference becomes known
+        return self._adapter.validator if self._adapter else self.type.__pydantic_validator__
+
+    @property
+    def serializer(self) -> SchemaSerializer | None:
+        """What writes the payload; None where the payload itself is a model, which knows."""
+        return self._adapter.serializer if self._adapter else None
+
+    def validate(self, payload: object) -> Any:
+        """Return the payload as this schema wants it.
+
+        A model of another class and a dataclass are read field by field; None is `{}` for a model with fields.
+
+        Raises:
+            pydantic.ValidationError: it does not fit.
+        """
+        if self._adapter is not None:
+            return self.validator.validate_python(payload)
+        if payload is None and not self.type.__pydantic_root_model__:
+            payload = {}
+        elif isinstance(payload, BaseModel) and not isinstance(payload, self.type):
+            payload = payload.model_dump()
+        elif dataclasses.is_dataclass(payload) and not isinstance(payload, type):
+            payload = {field.name: getattr(payload, field.name) for field in dataclasses.fields(payload)}
+        return self.validator.validate_python(payload, by_alias=True, by_name=True)
+
+    def validate_json(self, data: object) -> Any:
+        """Return the payload that was written as this JSON value; names and aliases are accepted."""
+        return self.validator.validate_json(to_json(data), by_alias=True, by_name=True)
+
+
+class EventPayloadSchemaRegistry(Mapping[str, Any]):
+    """Event names and their schemas; a name has at most one.
+
+    As a Mapping it gives, for a name or an Enum member, the model (for an EventType the type of its payload).
+    """
+
+    def __init__(self) -> None:
+        self._schemas: dict[str, Schema] = {}
+
+    def __getitem__(self, name: EventName) -> Any:
+        return self._schemas[name_of(name)].type
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._schemas)
+
+    def __len__(self) -> int:
+        return len(self._schemas)
+
+    def __contains__(self, name: object) -> bool:
+        return name is not None and name_of(name) in self._schemas
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)!r})"
+
+    def schema(self, name: str) -> Schema | None:
+        """Return what validates payloads of this name; None where nothing does."""
+        return self._schemas.get(name)
+
+    @overload
+    def register(self, schema: type[ModelT], *, event_name: EventName | None = None) -> type[ModelT]: ...
+    @overload
+    def register(self, schema: EventName | None = None, *, event_name: EventName | None = None) -> ModelDecorator: ...
+    def register(self, schema: Any = None, *, event_name: EventName | None = None) -> Any:
+        """Make a pydantic model the schema of an event name; a decorator, with or without arguments.
+
+        Args:
+            schema: the model, or the event name.
+            event_name: the event name; the model's own `__event_name__` where it is left out.
+
+        Raises:
+            EventNameMissingError: nothing names the event.
+            DuplicateEventError: another schema has the name.
+            ConfigurationError: it is not a pydantic model.
+        """
+        if schema is None or not isinstance(schema, type):
+            name = event_name if schema is None else schema
+
+            def decorate(model: type[ModelT]) -> type[ModelT]:
+                return self.register(model, event_name=name)
+
+            return decorate
+        if not issubclass(schema, BaseModel):
+            raise ConfigurationError(
+                f"{schema.__qualname__} is not a pydantic model: derive it from BaseModel or EventModel, "
+                "or use EventType for payloads of other types"
+            )
+        chosen = event_name if event_name is not None else getattr(schema, "__event_name__", None)
+        if chosen is None:
+            raise EventNameMissingError(
+                f"{schema.__qualname__} has no event name: use @registry.register('order.placed'), "
+                "or set __event_name__ on the model"
+            )
+        self.add(Schema(name_of(chosen), schema))
+        return schema
+
+    def add(self, schema: Schema) -> None:
+        """Take a schema; one of the same module and qualified name is replaced, as a reload does."""
+        known = self._schemas.get(schema.name)
+        if known is not None and _identity(known.type) != _identity(schema.type):
+            raise DuplicateEventError(schema.name, known.type, schema.type)
+        if isinstance(schema.type, type) and issubclass(schema.type, BaseModel):
+            _warn_of_what_json_loses(schema.type)
+        self._schemas[schema.name] = schema
+
+    def name_of_model(self, model: type[BaseModel]) -> str:
+        """Return the event name of a model: its `__event_name__`, else the one name it is registered for."""
+        own = getattr(model, "__event_name__", None)
+        if own is not None:
+            return name_of(own)
+        names = [name for name, schema in self._schemas.items() if schema.type is model]
+        if len(names) == 1:
+            return names[0]
+        why = f"has several event names ({', '.join(names)})" if names else "has no event name"
+        raise EventNameMissingError(
+            f"{model.__qualname__} {why}: pass event_name=, set __event_name__ on it, or derive it from EventModel"
+        )
+
+    @contextmanager
+    def isolated(self) -> Generator["EventPayloadSchemaRegistry"]:
+        """Forget at the end of the block what was registered in it; for tests."""
+        before = dict(self._schemas)
+        try:
+            yield self
+        finally:
+            self._schemas = before
+
+
+registry: EventPayloadSchemaRegistry = EventPayloadSchemaRegistry()
+
+
+class EventModel(BaseModel):
+    """A frozen pydantic model that names and registers itself as an event.
+
+        class OrderPlaced(EventModel, name="order.placed", version=2):
+            id: int
+
+    Class keywords: `name` (default: the class's name), `version` (an integer from 1), `abstract=True` for a base
+    class that is no event itself, `deliver_on` (see `dispatch`). Specialisations of a generic event are the event.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True)
+
+    __event_name__: ClassVar[str]
+    __event_version__: ClassVar[int | None] = None
+    __event_deliver_on__: ClassVar[DeliverOn | None] = None
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: EventName | None = None,
+        version: int | None = None,
+        abstract: bool = False,
+        deliver_on: DeliverOn | None = None,
+        **config: Any,
+    ) -> None:
+        unknown = config.keys() - ConfigDict.__annotations__.keys()
+        if unknown:
+            raise ConfigurationError(
+                f"class {cls.__qualname__} has the unknown keyword {', '.join(sorted(unknown))}: "
+                "an EventModel knows name, version, abstract, deliver_on and pydantic's own"
+            )
+        super().__init_subclass__(**config)
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls,
+        *,
+        name: EventName | None = None,
+        version: int | None = None,
+        abstract: bool = False,
+        deliver_on: DeliverOn | None = None,
+        **config: Any,
+    ) -> None:
+        super().__pydantic_init_subclass__(**config)
+        if cls.__pydantic_generic_metadata__["origin"] is not None:
+            return
+        if deliver_on is not None:
+            if deliver_on not in DELIVER_ON:
+                raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
+            cls.__event_deliver_on__ = deliver_on
+        if abstract:
+            return
+        cls.__event_name__ = name_of(name or cls.__dict__.get("__event_name__") or cls.__name__)
+        cls.__event_version__ = version
+        registry.register(cls)
+
+
+def _identity(type_: Any) -> object:
+    return (type_.__module__, type_.__qualname__) if isinstance(type_, type) else type_
+
+
+def _warn_of_what_json_loses(model: type[BaseModel]) -> None:
+    """Say at registration which fields an event of this model would not bring back from its JSON."""
+    lost = [name for name, field in model.model_fields.items() if field.exclude or field.annotation in _SECRETS]
+    if model.model_config.get("extra") == "forbid":
+        lost.extend(model.model_computed_fields)
+    if lost:
+        warnings.warn(
+            f"{model.__qualname__} does not come back from its own JSON, because of {', '.join(lost)}: handlers "
+            "in this process see it whole, Event.from_json() will not",
+            stacklevel=4,
+        )

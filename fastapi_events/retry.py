@@ -1,0 +1,49 @@
+"""How often, and when, a subscriber that failed is tried again."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fastapi_events.errors import ConfigurationError, Unrecoverable
+
+__all__ = ["Retry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """Exponential backoff with full jitter.
+
+    Before attempt n + 1 the bus waits between 0 and `min(maximum, initial * 2 ** (n - 1))` seconds: the "full jitter"
+    that the AWS Architecture Blog found to need the fewest calls under contention.
+
+    Attributes:
+        attempts: how often the subscriber is started at most, the first time included.
+        initial: upper bound of the first wait, in seconds.
+        maximum: upper bound of every wait, in seconds.
+        on: exceptions that are worth another attempt; others end at once, as `Unrecoverable` does.
+        sleep: waits for the given seconds; for tests.
+        uniform: gives a number between its two arguments; for tests.
+    """
+
+    attempts: int = 3
+    initial: float = 0.1
+    maximum: float = 30.0
+    on: tuple[type[BaseException], ...] | type[BaseException] = Exception
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    uniform: Callable[[float, float], float] = random.uniform
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ConfigurationError(f"attempts={self.attempts} would never start the subscriber: use 1 or more")
+        if self.initial < 0 or self.maximum < 0:
+            raise ConfigurationError("initial= and maximum= are seconds, from 0")
+
+    def covers(self, error: BaseException, attempt: int) -> bool:
+        """Tell whether another attempt follows when attempt number `attempt`, from 1, failed with this."""
+        return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, Unrecoverable)
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait after attempt number `attempt`, from 1."""
+        # the exponent is bounded: a float overflows at 2 ** 1024
+        return self.uniform(0.0, min(self.maximum, self.initial * 2.0 ** min(attempt - 1, 64)))
