@@ -21,6 +21,7 @@ from fastapi_events.handlers.aws import SQSForwardHandler
 STANDARD = "https://sqs.eu-west-1.amazonaws.com/123456789012/events"
 FIFO = STANDARD + ".fifo"
 Fault = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Threads = Callable[[], set[threading.Thread]]
 
 
 class FakeSQS:
@@ -134,8 +135,15 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def own_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastapi_events-sqs")]
+@pytest.fixture
+def threads() -> Threads:
+    """Tells which threads of handlers have come since the test began, and are alive."""
+
+    def alive() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("fastapi_events-sqs")}
+
+    before = alive()
+    return lambda: alive() - before
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ def own_threads() -> list[threading.Thread]:
         {"client": FakeSQS(), "endpoint_url": "http://127.0.0.1:1"},
         {"id_generator": str},
     ],
-    ids=",".join,
+    ids=" and ".join,
 )
 def test_what_cannot_work_is_refused_where_it_is_set_up(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
@@ -588,7 +596,7 @@ async def test_what_waits_for_another_attempt_when_the_caller_is_cancelled_is_no
     assert client.payloads == [2]
 
 
-async def test_stop_sends_what_lingers_and_ends_the_threads() -> None:
+async def test_stop_sends_what_lingers_and_ends_the_threads(threads: Threads) -> None:
     client = FakeSQS()
     handler = SQSForwardHandler(STANDARD, client=client, linger=10.0)
     await handler.start()
@@ -601,10 +609,10 @@ async def test_stop_sends_what_lingers_and_ends_the_threads() -> None:
 
     assert client.payloads == [1, 2]
     assert client.closed == 0  # it is the user's
-    await until(lambda: not own_threads())
+    await until(lambda: not threads())
 
 
-async def test_stop_does_not_wait_for_a_call_that_hangs_for_nobody() -> None:
+async def test_stop_does_not_wait_for_a_call_that_hangs_for_nobody(threads: Threads) -> None:
     gate = Gate()
     client = FakeSQS(gate)
     handler = SQSForwardHandler(STANDARD, client=client, linger=0.0)
@@ -616,9 +624,9 @@ async def test_stop_does_not_wait_for_a_call_that_hangs_for_nobody() -> None:
     async with asyncio.timeout(5):
         await handler.stop()
 
-    assert own_threads()
+    assert threads()
     gate.opened.set()
-    await until(lambda: not own_threads())
+    await until(lambda: not threads())
 
 
 async def test_a_handler_starts_again_after_a_stop() -> None:
@@ -683,12 +691,12 @@ def test_a_loop_that_ends_while_a_call_runs_harms_no_later_one() -> None:
     assert client.payloads == [1, 2]
 
 
-async def test_the_threads_of_a_handler_that_is_dropped_end() -> None:
+async def test_the_threads_of_a_handler_that_is_dropped_end(threads: Threads) -> None:
     await SQSForwardHandler(STANDARD, client=FakeSQS()).handle_many(events(1))
 
     gc.collect()
 
-    await until(lambda: not own_threads())
+    await until(lambda: not threads())
 
 
 async def test_calls_are_made_in_threads_of_the_handlers_own() -> None:

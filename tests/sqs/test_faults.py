@@ -89,7 +89,7 @@ def check_order(waves: Waves, ids: Waves, arrived: list[str], rejected: list[str
 
 
 @pytest.mark.parametrize("kind", ["", ".fifo"], ids=["standard", "fifo"])
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @example(waves=[[["a"] * 6, ["a", "b"]]], plan=[Fault("partial", frozenset({0}))] * 3, retry_for=8.0)
 @example(waves=[[["a"] * 3]], plan=[Fault("reset after")] * 2, retry_for=8.0)
 @example(waves=[[["a"] * 3, ["b"] * 3]], plan=[Fault("unavailable")] * 30, retry_for=0.3)

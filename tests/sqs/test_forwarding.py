@@ -95,7 +95,7 @@ async def test_a_queue_that_was_made_smaller_since_refuses_only_what_is_too_larg
 async def test_messages_of_a_megabyte_in_all_share_a_call_and_more_do_not(
     moto: MotoServer, queue: Queue, proxy: FaultProxy
 ) -> None:
-    handler = SQSForwardHandler(proxy.url(queue.url), endpoint_url=proxy.endpoint, **CREDENTIALS)
+    handler = SQSForwardHandler(proxy.url(queue.url), endpoint_url=proxy.endpoint, linger=0.5, **CREDENTIALS)
     whole = 1_048_576 - 500  # leaves room for the envelope and the attributes
 
     await handler.start()
