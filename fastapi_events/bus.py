@@ -15,7 +15,7 @@ from anyio import CapacityLimiter
 from typing_extensions import TypedDict
 
 from fastapi_events import buses
-from fastapi_events.delivery import Delivery, Subscriber, as_subscriber
+from fastapi_events.delivery import Delivery
 from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError
 from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers
@@ -25,6 +25,7 @@ from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, r
 from fastapi_events.reporter import GivenUp, Hook, Reporter
 from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
 from fastapi_events.scope import Outcome, Scope, current_event, current_scope
+from fastapi_events.subscriber import Subscriber, as_subscriber
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
 
@@ -104,6 +105,8 @@ class EventBus(Dispatcher):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
         if headers and not callable(headers):
             check_headers(headers)
+        if dead_letters is not None:
+            as_subscriber(dead_letters)  # refuses what is no handler, before it is needed
         self.handlers: tuple[EventHandler, ...] = tuple(handlers)
         self.source = source
         self.headers = headers
@@ -127,11 +130,12 @@ class EventBus(Dispatcher):
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
         self._pending = 0
-        self._state: Literal["new", "starting", "started", "open", "stopped"] = "new"
+        self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._kept: list[tuple[Event[Any], Scope | None, Context]] = []  # until the bus is open
-        self._in_transit: dict[int, Event[Any]] = {}  # from another thread, by their Python id
+        # from another thread, by their Python id, with the loop that they go to
+        self._in_transit: dict[int, tuple[Event[Any], asyncio.AbstractEventLoop]] = {}
         self._open_scopes: set[Scope] = set()  # with a backlog
         self._deliveries: set[Delivery] = set()  # that are not finished
         self._watchers: set[asyncio.Future[None]] = set()
@@ -181,12 +185,16 @@ class EventBus(Dispatcher):
             timeout: seconds; by default `drain_timeout`.
         """
         seconds = self.drain_timeout if timeout is None else timeout
-        deadline = time.monotonic() + seconds
         loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         delivered = self.delivered
-        await asyncio.sleep(0)  # for what other threads have just handed over
+        arriving = {key for key, (_, to) in list(self._in_transit.items()) if to is loop}
+        await asyncio.sleep(0)
+        while not arriving.isdisjoint(self._in_transit):  # noqa: ASYNC110 - another thread is about to schedule it
+            await asyncio.sleep(0)
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
+        await self.reporter.hooks_ended(deadline)  # they may dispatch
         drain = _Drain(
             around=set(_scopes_around()),
             by_subscriber=current_event.get() is not None,
@@ -201,25 +209,41 @@ class EventBus(Dispatcher):
                 given_up = await self._give_up(drain)
                 if given_up:
                     await self.reporter.gave_up(given_up, seconds)
+            await self.reporter.hooks_ended(deadline)
         finally:
             self._drains.remove(drain)
-        pairs = [(Undelivered(event.name, event.id, name), started) for event, name, started in given_up]
+        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
         return DrainReport(
             delivered=self.delivered - delivered,
             failed=tuple(failed),
-            cancelled=tuple(pair for pair, started in pairs if started),
-            never_started=tuple(pair for pair, started in pairs if not started),
+            cancelled=tuple(pair for pair, attempts in pairs if attempts),
+            never_started=tuple(pair for pair, attempts in pairs if not attempts),
         )
 
     async def stop(self, timeout: float | None = None) -> DrainReport:
         """Drain, then stop the handlers; the bus may be started again."""
         if self._state == "stopped":
             return DrainReport(delivered=0)
-        report = await self.drain(timeout)
-        was_running, self._state = self.is_live(), "stopped"
+        if self._state == "stopping":
+            return await self.drain(timeout)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self.drain_timeout if timeout is None else timeout)
+        first = await self.drain(timeout)
+        was_running = self.is_live()
+        with self._lock:
+            self._state = "stopping"
+        try:
+            rest = await self.drain(max(0.0, deadline - loop.time()))  # of what was accepted meanwhile
+        finally:
+            self._state = "stopped"
         if was_running:
             await _stop_handlers(self.handlers)
-        return report
+        return DrainReport(
+            delivered=first.delivered + rest.delivered,
+            failed=first.failed + rest.failed,
+            cancelled=first.cancelled + rest.cancelled,
+            never_started=first.never_started + rest.never_started,
+        )
 
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
@@ -248,7 +272,7 @@ class EventBus(Dispatcher):
 
     def is_waiting(self) -> bool:
         """Tell whether the bus, held by a middleware, has not been started yet (or its loop has gone)."""
-        return self.held and not self.has_lifespan and self._state != "stopped"
+        return self.held and not self.has_lifespan and self._state not in ("stopping", "stopped")
 
     def is_new(self) -> bool:
         """Tell whether the bus has never been started."""
@@ -256,7 +280,7 @@ class EventBus(Dispatcher):
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
-        left = [*(event for event, _, _ in self._kept), *self._in_transit.values()]
+        left = [*(event for event, _, _ in self._kept), *(event for event, _ in self._in_transit.values())]
         for scope in list(self._open_scopes):
             left.extend(scope.backlog or ())
         for delivery in list(self._deliveries):
@@ -270,7 +294,7 @@ class EventBus(Dispatcher):
     async def start_handlers(self) -> None:
         """Call the handlers' `start`; what is dispatched meanwhile is kept until `open`."""
         loop = buses.asyncio_loop()
-        if self._state in ("started", "open") and self.is_live():
+        if self._state == "stopping" or (self._state in ("started", "open") and self.is_live()):
             return
         if self._state == "starting" and self._started is not None and self.loop is loop:
             await asyncio.wait({self._started})
@@ -402,6 +426,7 @@ class EventBus(Dispatcher):
 
     def _hand_over(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
         """Deliver an event now, on the loop of its scope or of the bus; or keep it until the bus is open."""
+        here = buses.running_loop()
         with self._lock:
             loop = self.loop
             if scope is not None and scope.loop is not None and not scope.loop.is_closed():
@@ -410,18 +435,21 @@ class EventBus(Dispatcher):
             if self._state == "open" and is_closed and self.is_waiting():
                 self._state = "new"
             waits = self._state in ("new", "starting", "started")
+            is_stopped = self._state == "stopped" or (self._state == "stopping" and not event._chain)
             if waits:
                 self._kept.append((event, scope, context))
+            elif loop is not None and loop is not here and not is_stopped:
+                self._in_transit[id(event)] = (event, loop)
         if waits:
             self._open_soon()
-        elif self._state == "stopped" or loop is None or is_closed:
+        elif loop is None or is_stopped or is_closed:
+            self._in_transit.pop(id(event), None)
             self.finished()
-            why = "the bus was stopped" if self._state == "stopped" else "its event loop is closed"
+            why = "the bus was stopped" if is_stopped else "its event loop is closed"
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
-        elif loop is buses.running_loop():
+        elif loop is here:
             self._deliver(event, scope, context)
         else:
-            self._in_transit[id(event)] = event
             try:
                 loop.call_soon_threadsafe(self._arrive, event, scope, context)
             except RuntimeError:  # the loop was closed just now
@@ -473,7 +501,7 @@ class EventBus(Dispatcher):
         """Wait until nothing is left, or for the deadline."""
         loop = asyncio.get_running_loop()
         while any(self._left(drain)):
-            left = deadline - time.monotonic()
+            left = deadline - loop.time()
             if left <= 0:
                 return
             changed: asyncio.Future[None] = loop.create_future()
@@ -485,7 +513,12 @@ class EventBus(Dispatcher):
 
     async def _give_up(self, drain: "_Drain") -> list[GivenUp]:
         running, waiting = self._left(drain)
-        given_up = [pair for pairs in await asyncio.gather(*(one.cut_off() for one in running)) for pair in pairs]
+        given_up: list[GivenUp] = []
+        try:
+            await asyncio.gather(*(one.cut_off(given_up) for one in running))
+        except BaseException:
+            self.reporter.lost(given_up, "the drain that gave it up was cancelled")
+            raise
         left: list[Event[Any]] = []
         with self._lock:
             for scope in waiting:
@@ -493,13 +526,16 @@ class EventBus(Dispatcher):
                 scope.backlog, scope.conditions = [], None
                 self._open_scopes.discard(scope)
         for event in left:
-            given_up.extend((event, subscriber.name, False) for subscriber in self.subscribers(event))
+            subscribers = self.subscribers(event)
+            if not subscribers:
+                self.reporter.unheard(event)
+            given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
             self.finished()
         return given_up
 
     def _wake_watchers(self) -> None:
         for watcher in list(self._watchers):
-            if not watcher.done():
+            if not watcher.done() and not watcher.get_loop().is_closed():
                 watcher.get_loop().call_soon_threadsafe(_complete, watcher)
 
     def _open_soon(self) -> None:

@@ -30,7 +30,7 @@ PayloadT = TypeVar("PayloadT")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class HasName(Protocol):
+class InstanceWithEventName(Protocol):
     """A model, not its class, with `__event_name__ = "..."`."""
 
     @property
@@ -39,7 +39,7 @@ class HasName(Protocol):
     def model_fields_set(self) -> set[str]: ...
 
 
-class HasClassName(Protocol):
+class InstanceWithClassEventName(Protocol):
     """The same with `__event_name__: ClassVar[str] = "..."`; no one protocol takes both."""
 
     __event_name__: ClassVar[Any]
@@ -48,7 +48,7 @@ class HasClassName(Protocol):
     def model_fields_set(self) -> set[str]: ...
 
 
-NamedT = TypeVar("NamedT", bound=HasName | HasClassName)
+NamedT = TypeVar("NamedT", bound=InstanceWithEventName | InstanceWithClassEventName)
 
 
 class DispatchOptions(TypedDict, total=False, closed=True):
@@ -273,7 +273,8 @@ def _state(
         return state
     merged = dict(state.get("_headers", ()))
     if general:
-        merged.update(check_headers(general() if callable(general) else general))
+        given = general() if callable(general) else general
+        merged.update(check_headers(given))  # ty: ignore[invalid-argument-type]  # it takes a Mapping for callable
     if cause is not None:
         chain = state["_chain"] = (*cause._chain, cause.name)
         if bus is not None and len(chain) >= bus.max_depth:

@@ -29,6 +29,9 @@ def patterns_of(what: object) -> list[str]:
         return [pattern for part in get_args(what) for pattern in patterns_of(part)]
     if isinstance(what, type) and issubclass(what, BaseModel):
         return [registry.name_of_model(what)]
+    if isinstance(what, BaseModel):
+        name = type(what).__qualname__
+        raise ConfigurationError(f"an instance of {name} does not stand for events: use the class, {name}")
     if isinstance(what, type) or callable(what):
         raise ConfigurationError(f"{what!r} does not stand for events: use a name, a pattern, a model or an EventType")
     return [name_of(what)]

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -15,10 +15,10 @@ __all__ = ["GivenUp", "Hook", "Reporter"]
 
 T = TypeVar("T")
 Hook: TypeAlias = Callable[[T], object] | Iterable[Callable[[T], object]]
-GivenUp: TypeAlias = tuple[Event[Any], str, bool]  # an event, its subscriber's name, whether it was started
+GivenUp: TypeAlias = tuple[Event[Any], str, int]  # an event, its subscriber's name, how many attempts were begun
 
 REMINDER: Final = 60.0  # seconds between two log lines that say the bus is full
-DEAD_LETTER_GRACE: Final = 5.0  # seconds that the dead-letter handler gets after a drain's deadline
+GRACE: Final = 5.0  # seconds that the dead-letter handler, and the hooks, get after a drain's deadline
 KNOWN_NAMES: Final = 1000  # event names that are logged as unheard, once each
 MESSAGE_LENGTH: Final = 500  # characters of an exception's message that go into a header
 
@@ -54,7 +54,7 @@ class Reporter:
         try:
             yield failures
         finally:
-            self._collectors.remove(failures)
+            self._collectors = [other for other in self._collectors if other is not failures]  # lists may be equal
 
     async def failed(self, event: Event[Any], subscriber: str, error: BaseException, attempt: int) -> None:
         """Report that a subscriber failed finally."""
@@ -65,43 +65,34 @@ class Reporter:
             collected.append(Undelivered(event.name, event.id, subscriber))
         became = "failed"
         try:
-            if await self._bury([_letter(event, subscriber, attempt, error, "failed")]):
+            if await self._bury([(event, subscriber, attempt)], error, "failed"):
                 became = "dead_lettered"
-        finally:
+        finally:  # even if a drain ends the dead-letter handler
             self.counts[became] += 1
-        await self._tell(self._on_error, Failure(event, subscriber, error, attempt))
+            await self._tell(self._on_error, Failure(event, subscriber, error, attempt))
 
     async def gave_up(self, given_up: Sequence[GivenUp], seconds: float) -> None:
         """Report what a drain left behind at its deadline."""
         error = asyncio.CancelledError(f"given up after {seconds:g} s of draining")
-        letters = [_letter(event, name, int(started), error, "drained") for event, name, started in given_up]
+        kept = False
         try:
-            async with asyncio.timeout(DEAD_LETTER_GRACE):
-                kept = await self._bury(letters)
-        except TimeoutError:
-            kept = False
-            logger.error("the dead-letter handler took longer than %g s and was given up", DEAD_LETTER_GRACE)
-        self.counts["dead_lettered" if kept else "cancelled"] += len(letters)
-        for event, subscriber, started in given_up:
+            kept = await self._in_time(self._bury(given_up, error, "drained"), "the dead-letter handler")
+        finally:
+            self.counts["dead_lettered" if kept else "cancelled"] += len(given_up)
             if not kept:
-                logger.error(
-                    "event %s (%s) is lost to %s: a drain gave it up after %g s, %s",
-                    event.name, event.id, subscriber, seconds, "while it ran" if started else "before it started",
-                )  # fmt: skip
-            await self._tell(self._on_error, Failure(event, subscriber, error, int(started)))
+                _log_lost(given_up, f"a drain gave it up after {seconds:g} s")
+        await self._in_time(self._tell_all(given_up, error), "on_error=")
 
-    def lost(self, given_up: Sequence[GivenUp]) -> None:
-        """Report what the end of an event loop cancelled; nothing can be awaited any more."""
+    def lost(self, given_up: Sequence[GivenUp], why: str) -> None:
+        """Report what nobody waits for any more, as at the end of an event loop."""
         self.counts["cancelled"] += len(given_up)
-        error = asyncio.CancelledError("the event loop ended")
-        for event, subscriber, started in given_up:
-            logger.error(
-                "event %s (%s) is lost to %s: its event loop ended %s",
-                event.name, event.id, subscriber, "while it ran" if started else "before it started",
-            )  # fmt: skip
+        _log_lost(given_up, why)
+        error = asyncio.CancelledError(why)
+        for event, subscriber, attempts in given_up:
             for hook in self._on_error:
-                if not inspect.iscoroutinefunction(hook):
-                    _call(hook, Failure(event, subscriber, error, int(started)))
+                result = _call(hook, Failure(event, subscriber, error, attempts))
+                if inspect.iscoroutine(result):
+                    result.close()  # it cannot be awaited
 
     def retrying(self, event: Event[Any], subscriber: str, error: BaseException, attempt: int) -> None:
         """Report an attempt that failed and will be followed by another."""
@@ -134,25 +125,44 @@ class Reporter:
                 "the bus is full with %d events: %s (%s) is refused, as others will be", pending, event.name, event.id
             )
 
-    def withheld(self, events: Iterable[Event[Any]], awaited: str) -> None:
+    def withheld(self, events: Sequence[Event[Any]], awaited: str) -> None:
         """Report events whose outcome did not come."""
-        for event in events:
-            self.counts["withheld"] += 1
-            logger.info("event %s (%s) is withheld: it waited for the %s", event.name, event.id, awaited)
-            if self._on_withheld:
-                task = asyncio.get_running_loop().create_task(self._tell(self._on_withheld, event))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        self.counts["withheld"] += len(events)
+        if events and (self._on_withheld or logger.isEnabledFor(logging.INFO)):
+            self._start(self._tell_withheld(events, awaited))
 
-    async def _bury(self, letters: list[Event[Any]]) -> bool:
+    async def hooks_ended(self, deadline: float) -> None:
+        """Wait for what was started here on the running loop, until the deadline in the loop's time; then cancel it."""
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._tasks if task.get_loop() is loop} - {asyncio.current_task()}
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+        for task in late:
+            task.cancel()
+            logger.error("on_withheld= took too long and was cancelled")
+
+    async def _tell_withheld(self, events: Sequence[Event[Any]], awaited: str) -> None:
+        for event in events:
+            logger.info("event %s (%s) is withheld: it waited for the %s", event.name, event.id, awaited)
+            await self._tell(self._on_withheld, event)
+            await asyncio.sleep(0)
+
+    async def _tell_all(self, given_up: Sequence[GivenUp], error: BaseException) -> None:
+        for event, subscriber, attempts in given_up:
+            await self._tell(self._on_error, Failure(event, subscriber, error, attempts))
+
+    async def _bury(self, given_up: Sequence[GivenUp], error: BaseException, reason: str) -> bool:
         """Give events to the dead-letter handler; tell whether it took them."""
-        if self._dead_letters is None or not letters:
+        if self._dead_letters is None:
             return False
         try:
-            await self._dead_letters.handle_many(letters)
-        except Exception:
-            names = ", ".join(f"{letter.name} ({letter.id})" for letter in letters)
+            await self._dead_letters.handle_many([_letter(*one, error, reason) for one in given_up])
+        except BaseException as failure:
+            names = ", ".join(f"{event.name} ({event.id})" for event, _, _ in given_up)
             logger.exception("the dead-letter handler failed: %s", names)
+            if _ends_task(failure):
+                raise
             return False
         return True
 
@@ -162,24 +172,64 @@ class Reporter:
             if inspect.isawaitable(result):
                 try:
                     await result
-                except Exception:
+                except BaseException as error:
                     logger.exception("the hook %r failed", hook)
+                    if _ends_task(error):
+                        raise
+
+    async def _in_time(self, work: Coroutine[Any, Any, Any], who: str) -> bool:
+        """Wait for a hook or handler that must not delay a shutdown; tell whether it came to a good end."""
+        task = self._start(work)
+        try:
+            await asyncio.wait({task}, timeout=GRACE)
+        finally:
+            if not task.done():
+                logger.error("%s took longer than %g s after a drain's deadline, and is cancelled", who, GRACE)
+                task.cancel()
+        return task.done() and not task.cancelled() and bool(task.result())
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _call(hook: Callable[[T], object], what: T) -> object:
     try:
         return hook(what)
-    except Exception:
+    except BaseException as error:
         logger.exception("the hook %r failed", hook)
+        if _ends_task(error):
+            raise
         return None
+
+
+def _ends_task(error: BaseException) -> bool:
+    """Tell whether an exception is an exit, or the cancellation of the running task, rather than a failure."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
 
 
 def _several(hooks: Hook[T]) -> tuple[Callable[[T], object], ...]:
     return (hooks,) if callable(hooks) else tuple(hooks)
 
 
+def _log_lost(given_up: Sequence[GivenUp], why: str) -> None:
+    for event, subscriber, attempts in given_up:
+        logger.error(
+            "event %s (%s) is lost to %s, %s: %s",
+            event.name, event.id, subscriber, "while it ran" if attempts else "before it started", why,
+        )  # fmt: skip
+
+
 def _letter(event: Event[Any], subscriber: str, attempts: int, error: BaseException, reason: str) -> Event[Any]:
-    message = str(error)[:MESSAGE_LENGTH].encode(errors="replace").decode()
+    try:
+        message = str(error)[:MESSAGE_LENGTH].encode(errors="replace").decode()
+    except Exception:  # of a class by somebody else
+        message = "(its message cannot be read)"
     return event.with_headers(
         {
             "dlreason": reason,

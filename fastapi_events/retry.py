@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi_events.errors import ConfigurationError, Unrecoverable
 
@@ -38,6 +39,9 @@ class Retry:
             raise ConfigurationError(f"attempts={self.attempts} would never start the subscriber: use 1 or more")
         if self.initial < 0 or self.maximum < 0:
             raise ConfigurationError("initial= and maximum= are seconds, from 0")
+        kinds: tuple[Any, ...] = self.on if isinstance(self.on, tuple) else (self.on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            raise ConfigurationError(f"on={self.on!r} is no exception class, nor a tuple of such")
 
     def covers(self, error: BaseException, attempt: int) -> bool:
         """Tell whether another attempt follows when attempt number `attempt`, from 1, failed with this."""

@@ -120,6 +120,7 @@ class Unknown:
         return Unknown(f"{self.name}.{name}")
 
     def __call__(self, *_: object, **__: object) -> "Unknown":
+        """Stand for the result as well."""
         return self
 
     def __getitem__(self, _: object) -> "Unknown":

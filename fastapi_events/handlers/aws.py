@@ -149,7 +149,7 @@ class SQSForwardHandler(BaseEventHandler):
         if connection is not None and connection.usable:
             await connection.finish()
 
-    async def handle(self, event: Event[Any] | tuple[str, Any]) -> None:
+    async def handle(self, event: Event[object] | Any) -> None:  # Any: 0.12 passed pairs
         """Send one event, in one call with others that come within the linger time.
 
         Raises:
@@ -157,7 +157,7 @@ class SQSForwardHandler(BaseEventHandler):
         """
         await self.handle_many([event])
 
-    async def handle_many(self, events: Iterable[Event[Any] | tuple[str, Any]]) -> None:
+    async def handle_many(self, events: Iterable[Event[object] | Any]) -> None:
         """Send events, and return when all have arrived.
 
         If the caller is cancelled, what is not in a call yet is not sent; a call that is being made goes on.

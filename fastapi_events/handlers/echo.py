@@ -2,7 +2,7 @@
 
 import sys
 from pprint import pformat
-from typing import TextIO
+from typing import Any, TextIO
 
 from fastapi_events.event import Event
 from fastapi_events.handlers.base import BaseEventHandler, as_event
@@ -20,7 +20,7 @@ class EchoHandler(BaseEventHandler):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
 
-    async def handle(self, event: Event[object] | tuple[str, object]) -> None:
+    async def handle(self, event: Event[object] | Any) -> None:  # Any: 0.12 passed pairs
         """Print one event."""
         event = as_event(event)
         shown = pformat(event.payload, width=100, sort_dicts=False).replace("\n", "\n  ")

@@ -21,7 +21,7 @@ else:
 __all__ = ["FileHandler"]
 
 CHUNK: Final = 65_536  # bytes read at once, looking for the end of the last line
-LOCKED: Final = 2**62  # the byte that is locked on Windows, where nobody can read what is locked
+LOCKED: Final = 2**31 - 2  # the byte that is locked on Windows, where nobody can read what is locked: a far one
 
 
 class FileHandler(BaseEventHandler):
@@ -36,7 +36,7 @@ class FileHandler(BaseEventHandler):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = Path(path)
 
-    async def handle(self, event: Event[object] | tuple[str, object]) -> None:
+    async def handle(self, event: Event[object] | Any) -> None:  # Any: 0.12 passed pairs
         """Append one event."""
         await self.handle_many([as_event(event)])
 

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from fastapi_events.retry import Retry
 
-__all__ = ["HandlerOf", "SubscriberOptions"]
+__all__ = ["SubscriberOf", "SubscriberOptions"]
 
 MYPY: Final = False  # mypy takes this very name as true
 
@@ -31,7 +31,7 @@ class SubscriberOptions(TypedDict, total=False, closed=True):
 # include the first, or stacked decorators end in Never; with that pyright refuses everything.
 if MYPY:
 
-    class HandlerOf(Protocol[Wanted, Param, P, R_co]):  # pyright: ignore[reportRedeclaration]  # the other is pyright's
+    class SubscriberOf(Protocol[Wanted, Param, P, R_co]):  # pyright: ignore[reportRedeclaration]  # the other is pyright's
         """A function that receives `Wanted`."""
 
         @overload
@@ -41,7 +41,7 @@ if MYPY:
 
 else:
 
-    class HandlerOf(Protocol[Wanted, Param, P, R_co]):
+    class SubscriberOf(Protocol[Wanted, Param, P, R_co]):
         """A function that receives `Wanted`."""
 
         @overload

@@ -1,36 +1,23 @@
 """Functions in this process that receive events."""
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    Concatenate,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    overload,
-)
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, get_origin, overload
 
 from typing_extensions import TypeForm, Unpack
 
-from fastapi_events.delivery import Subscriber, as_subscriber
 from fastapi_events.dependencies import compile_subscriber
 from fastapi_events.errors import ConfigurationError, SubscriberError
 from fastapi_events.event import Event
 from fastapi_events.event_type import EventType
+from fastapi_events.handlers.annotations import annotated_patterns, name_of_function
 from fastapi_events.handlers.base import BaseEventHandler, as_event, raise_all
-from fastapi_events.handlers.function_types import HandlerOf, Result, SubscriberOptions
+from fastapi_events.handlers.function_types import Result, SubscriberOf, SubscriberOptions
 from fastapi_events.names import EventName
 from fastapi_events.patterns import matcher, patterns_of
 from fastapi_events.retry import Retry
 from fastapi_events.scope import Scope, current_scope, run_in_thread
+from fastapi_events.subscriber import Subscriber, as_subscriber
 
 __all__ = ["LocalHandler", "Registrar", "local_handler"]
 
@@ -52,7 +39,7 @@ Wanted_co = TypeVar("Wanted_co", covariant=True)
 class Registrar(Protocol[Wanted_co]):
     """Subscribes a function to what `register` was given, and gives it back as it is."""
 
-    def __call__(self, function: HandlerOf[Wanted_co, Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
+    def __call__(self, function: SubscriberOf[Wanted_co, Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
 
 
 class LocalHandler(BaseEventHandler):
@@ -101,7 +88,7 @@ class LocalHandler(BaseEventHandler):
         **options: Unpack[SubscriberOptions],
     ) -> Registrar[Event[A | B | C | D | E]]: ...
     @overload
-    def register(self, function: HandlerOf[Event[Any], Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
+    def register(self, function: SubscriberOf[Event[Any], Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
     @overload
     def register(self, union: TypeForm[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
     @overload
@@ -155,10 +142,16 @@ class LocalHandler(BaseEventHandler):
 
         Raises:
             SubscriberError: the annotation is missing, cannot be resolved, or names no event.
+            ConfigurationError: it is no function.
         """
+        if function is not None and not _is_function(function):
+            shown = function.__qualname__ if isinstance(function, type) else repr(function)
+            raise ConfigurationError(
+                f"on() takes a function, and its annotation says which events, not {shown}: use register({shown})"
+            )
 
         def decorate(function: Any) -> Any:
-            self._add(function, _annotated_patterns(function), retry, timeout, concurrency)
+            self._add(function, annotated_patterns(function), retry, timeout, concurrency)
             return function
 
         return decorate if function is None else decorate(function)
@@ -171,7 +164,8 @@ class LocalHandler(BaseEventHandler):
         """
         subscriber = self._subscribers.pop(_key(function), None)
         if subscriber is None:
-            raise SubscriberError(f"{_name(function)} is not registered here", subscriber=_name(function))
+            name = name_of_function(function)
+            raise SubscriberError(f"{name} is not registered here", subscriber=name)
         del self._patterns[subscriber], self._matchers[subscriber]
         self._routes = {}
 
@@ -189,7 +183,7 @@ class LocalHandler(BaseEventHandler):
             routes[name] = subscribers
         return subscribers
 
-    async def handle(self, event: Event[object] | tuple[str, object]) -> None:
+    async def handle(self, event: Event[object] | Any) -> None:  # Any: 0.12 passed pairs
         """Call every matching subscriber once, without a bus: for tests, and for handlers that wrap this one.
 
         Raises:
@@ -213,7 +207,7 @@ class LocalHandler(BaseEventHandler):
     def _add(
         self, function: Any, patterns: list[str], retry: Retry | None, timeout: float | None, concurrency: int
     ) -> None:
-        name = _name(function)
+        name = name_of_function(function)
         if concurrency < 1:
             raise ConfigurationError(f"concurrency={concurrency} would never start {name}: use 1 or more")
         if timeout is not None and timeout <= 0:
@@ -256,56 +250,6 @@ def _patterns(what: Iterable[Any], event_name: EventName | None) -> list[str]:
     if event_name is not None:
         patterns.extend(patterns_of(event_name))
     return patterns or ["*"]
-
-
-def _annotated_patterns(function: Any) -> list[str]:
-    """Return the patterns of what a function's first parameter is annotated with."""
-    name = _name(function)
-    parameter = next(iter(inspect.signature(function).parameters.values()), None)
-    if parameter is None or parameter.annotation is parameter.empty:
-        raise SubscriberError(
-            f"{name} does not say which event it wants: annotate its first parameter, as in "
-            f"def {name}(event: Event[OrderPlaced]), or use register(...)",
-            subscriber=name,
-            parameter=None if parameter is None else parameter.name,
-        )
-    try:
-        return _patterns_in(parameter.annotation, getattr(_plain_function(function), "__globals__", {}))
-    except Exception as error:
-        raise SubscriberError(
-            f"the annotation of {name}'s parameter {parameter.name} does not name an event: {error}; "
-            "or use register(...)",
-            subscriber=name,
-            parameter=parameter.name,
-        ) from error
-
-
-def _patterns_in(annotation: Any, names: dict[str, Any]) -> list[str]:
-    if isinstance(annotation, str):
-        return _patterns_in(eval(annotation, names), names)  # as typing.get_type_hints does, for this one parameter
-    if annotation is Event or annotation is Any:
-        return ["*"]
-    if get_origin(annotation) in (Annotated, Event):
-        return _patterns_in(get_args(annotation)[0], names)
-    if get_origin(annotation) in (Union, UnionType):
-        return [pattern for part in get_args(annotation) for pattern in _patterns_in(part, names)]
-    return patterns_of(annotation)
-
-
-def _plain_function(function: Any) -> Any:
-    """Return the function that holds the names in the annotations of a partial, a method or a callable object."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not hasattr(function, "__globals__") and not inspect.ismethod(function):
-        function = type(function).__call__
-    plain = inspect.unwrap(getattr(function, "__func__", function))
-    return _plain_function(plain) if isinstance(plain, functools.partial) else plain
-
-
-def _name(function: object) -> str:
-    plain = _plain_function(function)
-    named = type(function) if getattr(plain, "__name__", "") == "__call__" else plain
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _key(function: Any) -> Any:

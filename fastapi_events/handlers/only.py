@@ -4,19 +4,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from typing_extensions import TypeForm
 
-from fastapi_events.delivery import Subscriber, as_subscriber
 from fastapi_events.errors import ConfigurationError
 from fastapi_events.event import Event
 from fastapi_events.event_type import EventType
 from fastapi_events.handlers.base import BaseEventHandler, EventHandler, as_event
 from fastapi_events.names import EventName
 from fastapi_events.patterns import matcher, patterns_of
+from fastapi_events.subscriber import Subscriber, as_subscriber
 
 __all__ = ["only"]
 
 
-def only(handler: EventHandler, *what: EventName | type[BaseModel] | EventType[Any]) -> BaseEventHandler:
+def only(handler: EventHandler, *what: EventName | EventType[Any] | TypeForm[BaseModel]) -> BaseEventHandler:
     """Let a handler receive these events alone.
 
         EventBus([only(SQSForwardHandler(...), OrderPlaced, "invoice.*")])

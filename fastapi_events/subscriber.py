@@ -1,0 +1,68 @@
+"""Who receives an event: a function, or a whole handler."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any, Protocol
+
+from fastapi_events.errors import ConfigurationError
+from fastapi_events.handlers.base import BaseEventHandler
+from fastapi_events.retry import Retry
+from fastapi_events.scope import Scope
+
+__all__ = ["Router", "Subscriber", "as_subscriber"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subscriber:
+    """Who receives an event: a function on a LocalHandler, or a whole handler.
+
+    Attributes:
+        name: for logs and reports.
+        call: takes the event and its scope; where `batch` is set, a list of events and their scope.
+        is_async: `call` returns an awaitable; otherwise it runs in a worker thread.
+        is_function: a function on a LocalHandler, which receives opaque events too.
+        batch: a handler that wants the events of a delivery together.
+        retry: None for one attempt.
+        timeout: seconds for one attempt; None for no limit.
+        concurrency: how many events it may handle at once; 1 keeps their order.
+    """
+
+    name: str
+    call: Callable[[Any, Scope], Any]
+    is_async: bool = True
+    is_function: bool = True
+    batch: bool = False
+    retry: Retry | None = None
+    timeout: float | None = None
+    concurrency: int = 1
+
+
+class Router(Protocol):
+    """A handler that is not one subscriber, but knows several."""
+
+    def matching_subscribers(self, name: str) -> Sequence[Subscriber]:
+        """Return who receives events of this name, each once."""
+        ...
+
+
+def as_subscriber(handler: Any) -> Subscriber:
+    """Return a handler as one subscriber: event by event where it leaves `handle_many` to the base class.
+
+    Raises:
+        ConfigurationError: it is a class, or its `handle_many` (or `handle`) is missing or not async.
+    """
+    name = type(handler).__qualname__
+    if isinstance(handler, type):
+        raise ConfigurationError(f"{handler.__qualname__} is a class: pass an instance, {handler.__qualname__}(...)")
+    if not iscoroutinefunction(getattr(handler, "handle_many", None)):
+        raise ConfigurationError(
+            f"{name} cannot be a handler: it has no `async def handle_many(self, events)`; derive it from "
+            "BaseEventHandler and write handle()"
+        )
+    kind: Any = type(handler)  # pyright: ignore[reportUnknownVariableType]  # it may be anything
+    if getattr(kind, "handle_many", None) is BaseEventHandler.handle_many:  # pyright: ignore[reportUnknownArgumentType]
+        if not iscoroutinefunction(handler.handle):
+            raise ConfigurationError(f"{name} cannot be a handler: write `async def handle(self, event)`")
+        return Subscriber(name=name, call=lambda event, _: handler.handle(event), is_function=False)
+    return Subscriber(name=name, call=lambda events, _: handler.handle_many(events), is_function=False, batch=True)
