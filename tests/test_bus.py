@@ -1,10 +1,8 @@
-"""The bus without an application: blocks, order, context, limits, start, drain."""
+"""The bus: what it takes, order, copies, limits, start and stop."""
 
 import asyncio
-import contextvars
 import gc
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,7 +21,6 @@ from fastapi_events import (
     LocalHandler,
     NoBusError,
     PayloadError,
-    current_bus,
     dispatch,
     registry,
 )
@@ -169,334 +166,6 @@ async def test_source_and_headers_of_the_bus_are_on_every_event():
     ]
 
 
-# Blocks
-
-
-async def test_a_block_delivers_at_its_end_and_waits():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        async with bus.scope():
-            dispatch("a")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert recorder.names == []
-        assert recorder.names == ["a"]
-
-
-async def test_a_block_starts_the_bus():
-    handler = Lifecycle()
-    bus = EventBus([handler])
-    async with bus.scope():
-        dispatch("a")
-    assert handler.calls == ["start"]
-    assert handler.names == ["a"]
-    await bus.stop()
-
-
-async def test_outside_a_block_an_event_goes_at_once_but_not_on_the_stack_of_dispatch():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        bus.dispatch("a", deliver_on="success")
-        assert recorder.names == []
-        await bus.drain()
-        assert recorder.names == ["a"]
-
-
-@pytest.mark.parametrize("deliver_on", ["completion", "success", "failure", "now"])
-@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
-async def test_the_outcome_of_a_block_decides_what_is_delivered(deliver_on, fails, caplog):
-    caplog.set_level(logging.INFO, "fastapi_events")
-    recorder = Recorder()
-    withheld: list[str] = []
-    async with EventBus([recorder], on_withheld=lambda event: withheld.append(event.name)) as bus:
-        try:
-            async with bus.scope():
-                event = dispatch("a", deliver_on=deliver_on)
-                dispatch("b")
-                if fails:
-                    raise KeyError("the block")
-        except KeyError:
-            assert fails
-        await bus.drain()
-        stats = bus.stats()
-    comes = deliver_on in ("completion", "now", "failure" if fails else "success")
-    assert recorder.names == (["a", "b"] if comes else ["b"])
-    assert withheld == ([] if comes else ["a"])
-    assert stats.withheld == len(withheld)
-    assert stats.pending == 0
-    logged = [
-        record for record in caplog.records if event.id in record.getMessage() and "withheld" in record.getMessage()
-    ]
-    assert [(record.levelno, "a" in record.getMessage()) for record in logged] == [(logging.INFO, True)] * len(withheld)
-
-
-async def test_the_exception_of_a_block_comes_out_after_the_delivery():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        with pytest.raises(KeyError):
-            async with bus.scope():
-                dispatch("a")
-                raise KeyError("the block")
-        assert recorder.names == ["a"]
-
-
-async def test_what_the_outcome_is_can_be_told_otherwise():
-    recorder = Recorder()
-    bus = EventBus([recorder], is_success=lambda outcome: isinstance(outcome.exception, KeyError), deliver_on="success")
-    async with bus:
-        with pytest.raises(KeyError):
-            async with bus.scope():
-                dispatch("after KeyError")
-                raise KeyError
-        async with bus.scope():
-            dispatch("after nothing")
-            dispatch("however it ends", deliver_on="completion")
-    assert recorder.names == ["after KeyError", "however it ends"]
-
-
-async def test_a_failing_is_success_loses_nothing_and_masks_nothing(caplog):
-    def is_success(outcome: object) -> bool:
-        raise ZeroDivisionError("in is_success")
-
-    recorder = Recorder()
-    withheld: list[str] = []
-    bus = EventBus([recorder], is_success=is_success, on_withheld=lambda event: withheld.append(event.name))
-    async with bus:
-        with pytest.raises(KeyError):
-            async with bus.scope():
-                dispatch("whatever comes")
-                dispatch("on success", deliver_on="success")
-                raise KeyError("the block")
-    assert recorder.names == ["whatever comes"]
-    assert withheld == ["on success"]
-    assert "ZeroDivisionError" in caplog.text
-
-
-async def test_the_model_says_what_its_events_wait_for():
-    recorder = Recorder()
-    with registry.isolated():
-
-        class RefundAsked(EventModel, deliver_on="failure"):
-            pass
-
-        async with EventBus([recorder]) as bus:
-            async with bus.scope():
-                dispatch(RefundAsked())
-            with pytest.raises(KeyError):
-                async with bus.scope():
-                    dispatch(RefundAsked())
-                    raise KeyError
-            async with bus.scope():
-                dispatch(RefundAsked(), deliver_on="completion")
-    assert recorder.names == ["RefundAsked", "RefundAsked"]
-
-
-async def test_an_inner_block_delivers_its_own_events():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        async with bus.scope():
-            dispatch("outer.1")
-            async with bus.scope():
-                dispatch("inner")
-            assert recorder.names == ["inner"]
-            dispatch("outer.2")
-    assert recorder.names == ["inner", "outer.1", "outer.2"]
-
-
-async def test_a_block_of_another_bus_does_not_hide_an_open_one():
-    one, other = Recorder(), Recorder()
-    async with EventBus([one]) as first, EventBus([other]) as second:
-        async with first.scope():
-            async with second.scope():
-                first.dispatch("a")
-                await asyncio.sleep(0)
-            await first.drain()
-            assert one.names == []
-        assert one.names == ["a"]
-    assert other.names == []
-
-
-async def test_threads_and_tasks_within_a_block_belong_to_it():
-    recorder = Recorder()
-
-    async def in_task() -> None:
-        dispatch("task")
-
-    async with EventBus([recorder]) as bus:
-        async with bus.scope():
-            await asyncio.create_task(in_task())
-            await asyncio.to_thread(dispatch, "thread")
-            await asyncio.sleep(0)
-            assert recorder.names == []
-    assert recorder.names == ["task", "thread"]
-
-
-async def test_a_task_that_outlives_its_block_dispatches_at_once():
-    recorder = Recorder()
-    ended = asyncio.Event()
-
-    async def in_task() -> None:
-        await ended.wait()
-        dispatch("late")
-
-    async with EventBus([recorder]) as bus:
-        async with bus.scope():
-            task = asyncio.create_task(in_task())
-        ended.set()
-        await task
-        await bus.drain()
-        assert recorder.names == ["late"]
-
-
-async def test_an_event_that_goes_now_does_not_wait_for_its_block():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        async with bus.scope():
-            dispatch("at.end")
-            dispatch("now", deliver_on="now")
-            await bus.drain()
-            assert recorder.names == ["now"]
-    assert recorder.names == ["now", "at.end"]
-
-
-@pytest.mark.parametrize("explicit", [False, True], ids=["dispatch()", "bus.dispatch()"])
-async def test_the_chain_of_an_event_that_goes_now_goes_at_once_too(explicit):
-    names: list[str] = []
-
-    async def chain(event: Event[Any], bus: EventBus) -> None:
-        names.append(event.name)
-        if event.name == "now":
-            (bus.dispatch if explicit else dispatch)("effect")
-
-    async with bus_of(chain) as bus:
-        async with bus.scope():
-            dispatch("now", deliver_on="now")
-            await bus.drain()
-            assert names == ["now", "effect"]
-
-
-@pytest.mark.parametrize("explicit", [False, True], ids=["dispatch()", "bus.dispatch()"])
-async def test_the_chain_of_an_inner_block_does_not_wait_for_the_outer_one(explicit):
-    names: list[str] = []
-
-    async def chain(event: Event[Any], bus: EventBus) -> None:
-        names.append(event.name)
-        if event.name == "inner":
-            (bus.dispatch if explicit else dispatch)("effect")
-
-    async with bus_of(chain) as bus:
-        async with bus.scope():
-            async with bus.scope():
-                dispatch("inner")
-            assert names == ["inner", "effect"]
-
-
-async def test_a_block_in_a_subscriber_collects():
-    order: list[str] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        if event.name != "cause":
-            order.append(event.name)
-            return
-        async with current_bus().scope():
-            dispatch("effect")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            order.append("end of block")
-        order.append("after block")
-
-    async with bus_of(subscriber) as bus:
-        async with bus.scope():
-            dispatch("cause")
-    assert order == ["end of block", "effect", "after block"]
-
-
-async def test_a_block_that_is_cancelled_is_a_failure_and_its_events_go_out():
-    recorder = Recorder()
-
-    async with EventBus([recorder]) as bus:
-
-        async def block() -> None:
-            async with bus.scope():
-                dispatch("completion")
-                dispatch("failure", deliver_on="failure")
-                dispatch("success", deliver_on="success")
-                await asyncio.get_running_loop().create_future()
-
-        task = asyncio.create_task(block())
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert recorder.names == ["completion", "failure"]
-
-
-async def test_who_waits_for_a_block_may_be_cancelled_without_harm_to_the_events():
-    gate = None
-    async with bus_of(lambda event: None) as bus:
-        gate = Gate()
-        handler = LocalHandler()
-        handler.register(gate)
-        async with EventBus([handler]) as other:
-
-            async def block() -> None:
-                async with other.scope():
-                    other.dispatch("a")
-
-            task = asyncio.create_task(block())
-            await gate.entered.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            gate.let_go.set()
-            assert (await other.drain()).complete
-    assert gate.ended == ["a"]
-    assert bus.stats().pending == 0
-
-
-async def test_a_block_does_not_wait_for_further_attempts():
-    from fastapi_events import Retry
-
-    attempts: list[int] = []
-    again = asyncio.Event()
-
-    async def wait(seconds: float) -> None:
-        await again.wait()
-
-    handler = LocalHandler()
-
-    @handler.register(retry=Retry(attempts=2, sleep=wait))
-    async def flaky(event: Event[Any]) -> None:
-        attempts.append(len(attempts) + 1)
-        if len(attempts) == 1:
-            raise OSError("first")
-
-    async with EventBus([handler]) as bus:
-        async with bus.scope():
-            dispatch("a")
-        assert attempts == [1]
-        again.set()
-        await bus.drain()
-        assert attempts == [1, 2]
-
-
-async def test_a_closed_block_keeps_nothing_alive():
-    class Payload(EventModel, name="heavy"):
-        pass
-
-    references: list[weakref.ref[Any]] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        references.append(weakref.ref(event.payload))
-
-    async with bus_of(subscriber) as bus:
-        async with bus.scope():
-            dispatch(Payload())
-        await asyncio.sleep(0)
-        gc.collect()
-        assert [reference() for reference in references] == [None]
-
-
 # Order
 
 
@@ -593,69 +262,6 @@ async def test_chains_are_delivered_after_the_event_that_caused_them():
             dispatch("cause")
             dispatch("second")
         assert names == ["cause", "second", "effect"]
-
-
-# Context
-
-
-tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
-
-
-@pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_subscribers_see_the_context_in_which_the_block_ended(kind):
-    seen: list[str] = []
-
-    async def async_subscriber(event: Event[Any]) -> None:
-        seen.append(tenant.get())
-        tenant.set("changed by a subscriber")
-
-    def sync_subscriber(event: Event[Any]) -> None:
-        seen.append(tenant.get())
-        tenant.set("changed by a subscriber")
-
-    subscriber = async_subscriber if kind == "async" else sync_subscriber
-    other: list[str] = []
-
-    async def second(event: Event[Any]) -> None:
-        other.append(tenant.get())
-
-    async with bus_of(subscriber, second) as bus:
-        async with bus.scope():
-            tenant.set("at dispatch")
-            dispatch("a")
-            tenant.set("at the end")
-    assert seen == other == ["at the end"]
-    assert tenant.get() == "at the end"
-
-
-async def test_outside_a_block_subscribers_see_the_context_of_the_dispatch():
-    seen: list[str] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        seen.append(tenant.get())
-
-    async with bus_of(subscriber) as bus:
-        for name in ("one", "two"):
-            tenant.set(name)
-            bus.dispatch("a")
-        tenant.set("later")
-        await bus.drain()
-    assert seen == ["one", "two"]
-
-
-async def test_events_that_are_kept_keep_their_context():
-    seen: list[str] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        seen.append(tenant.get())
-
-    bus = bus_of(subscriber)
-    tenant.set("at dispatch")
-    bus.dispatch("a")
-    tenant.set("at start")
-    async with bus:
-        pass
-    assert seen == ["at dispatch"]
 
 
 # Snapshot
@@ -963,6 +569,66 @@ async def test_a_stopped_bus_refuses_with_an_error_that_says_so():
     assert bus.stats().pending == 0
 
 
+async def test_events_accepted_while_a_bus_stops_are_handled_or_refused_and_chains_go_on():
+    names: list[str] = []
+    refused: list[str] = []
+    bus_stops = asyncio.Event()
+
+    async def subscriber(event: Event[Any]) -> None:
+        names.append(event.name)
+        if event.name == "first":
+            bus_stops.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        if event.name == "meanwhile.0":
+            dispatch("effect")
+
+    async def busy(bus: EventBus) -> None:
+        await bus_stops.wait()
+        for number in range(100):
+            try:
+                bus.dispatch(f"meanwhile.{number}")
+            except NoBusError:
+                refused.append(f"meanwhile.{number}")
+            await asyncio.sleep(0)
+
+    async with bus_of(subscriber) as bus:
+        task = asyncio.create_task(busy(bus))
+        bus.dispatch("first")
+    assert bus.stats().pending == 0
+    await task
+    assert sorted(names + refused) == sorted(["first", "effect", *(f"meanwhile.{number}" for number in range(100))])
+    assert "meanwhile.0" in names
+    assert refused
+    assert bus.stats().failed == 0
+
+
+async def test_two_that_stop_a_bus_at_once_stop_its_handlers_once_and_after_the_last_event():
+    handler = Lifecycle()
+    bus = EventBus([handler])
+    await bus.ensure_open()
+    bus.dispatch("a")
+    await asyncio.gather(bus.stop(), bus.stop())
+    assert handler.calls == ["start", "stop"]
+    assert handler.names == ["a"]
+
+
+async def test_a_bus_whose_stop_was_cancelled_may_be_started_again():
+    gate = Gate()
+    bus = bus_of(gate)
+    await bus.ensure_open()
+    bus.dispatch("a")
+    stop = asyncio.create_task(bus.stop())
+    await gate.entered.wait()
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    gate.let_go.set()
+    async with bus:
+        bus.dispatch("b")
+    assert gate.ended == ["a", "b"]
+
+
 async def test_the_last_event_of_a_block_is_delivered_though_the_bus_stops_within_it():
     recorder = Recorder()
     bus = EventBus([recorder], drain_timeout=0.01)
@@ -979,156 +645,7 @@ def test_a_bus_needs_asyncio():
         coroutine.send(None)
 
 
-# Drain
-
-
-async def test_drain_waits_for_chains_and_counts():
-    names: list[str] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        await asyncio.sleep(0)
-        names.append(event.name)
-        if len(event.name) < 3:
-            dispatch(event.name + "a")
-        if event.name == "aa":
-            raise KeyError(event.name)
-
-    async with bus_of(subscriber) as bus:
-        event = bus.dispatch("a")
-        report = await bus.drain()
-    assert names == ["a", "aa", "aaa"]
-    assert report.complete
-    assert report.delivered == 2
-    assert [failed.name for failed in report.failed] == ["aa"]
-    assert event.id != report.failed[0].id
-
-
-async def test_drain_twice_at_once():
-    gate = Gate()
-    async with bus_of(gate) as bus:
-        bus.dispatch("a")
-        drains = asyncio.gather(bus.drain(), bus.drain())
-        await gate.entered.wait()
-        gate.let_go.set()
-        reports = await drains
-    assert [report.complete for report in reports] == [True, True]
-    assert gate.ended == ["a"]
-
-
-async def test_drain_in_a_subscriber_waits_for_the_others():
-    order: list[str] = []
-
-    async def drains(event: Event[Any]) -> None:
-        if event.name == "drain":
-            report = await current_bus().drain()
-            order.append(f"drained {report.complete}")
-
-    async def slow(event: Event[Any]) -> None:
-        if event.name == "other":
-            for _ in range(5):
-                await asyncio.sleep(0)
-            order.append("slow")
-
-    async with bus_of(drains, slow, drain_timeout=5) as bus:
-        bus.dispatch("other")
-        bus.dispatch("drain")
-    assert order == ["slow", "drained True"]
-
-
-async def test_drain_in_a_block_does_not_wait_for_the_block():
-    recorder = Recorder()
-    async with EventBus([recorder], drain_timeout=5) as bus:
-        bus.dispatch("outside")
-        async with bus.scope():
-            dispatch("inside")
-            report = await bus.drain()
-            assert report.complete
-            assert recorder.names == ["outside"]
-    assert recorder.names == ["outside", "inside"]
-
-
-async def test_drain_waits_for_the_blocks_of_others():
-    recorder = Recorder()
-    inside, leave = asyncio.Event(), asyncio.Event()
-    async with EventBus([recorder]) as bus:
-
-        async def block() -> None:
-            async with bus.scope():
-                dispatch("a")
-                inside.set()
-                await leave.wait()
-
-        task = asyncio.create_task(block())
-        await inside.wait()
-        drain = asyncio.create_task(bus.drain())
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert not drain.done()
-        leave.set()
-        assert (await drain).complete
-        assert recorder.names == ["a"]
-        await task
-
-
-async def test_two_blocks_that_drain_at_once_do_not_wait_for_each_other():
-    recorder = Recorder()
-    async with EventBus([recorder], drain_timeout=5) as bus:
-        both = asyncio.Barrier(2)
-
-        async def block(name: str) -> bool:
-            async with bus.scope():
-                dispatch(name)
-                await both.wait()
-                return (await bus.drain()).complete
-
-        async with asyncio.timeout(2):
-            assert await asyncio.gather(block("a"), block("b")) == [True, True]
-    assert sorted(recorder.names) == ["a", "b"]
-
-
-async def test_two_subscribers_that_drain_at_once_do_not_wait_for_each_other():
-    both = asyncio.Barrier(2)
-    reports: list[bool] = []
-
-    async def subscriber(event: Event[Any]) -> None:
-        await both.wait()
-        reports.append((await current_bus().drain()).complete)
-
-    async with bus_of(subscriber, drain_timeout=5) as bus:
-        bus.dispatch("a")
-        bus.dispatch("b")
-        async with asyncio.timeout(2):
-            await bus.drain()
-    assert reports == [True, True]
-
-
-async def test_drain_reports_what_is_left_at_the_deadline(caplog):
-    gate = Gate()
-    failures: list[tuple[str, int]] = []
-    hook = lambda failure: failures.append((failure.event.name, failure.attempt))  # noqa: E731
-    async with bus_of(gate, on_error=hook) as bus:
-        async with bus.scope():
-            first = bus.dispatch("running", deliver_on="now")
-            second = bus.dispatch("waiting", deliver_on="now")
-            await gate.entered.wait()
-            report = await bus.drain(timeout=0)
-    assert not report.complete
-    assert [(left.name, left.id) for left in report.cancelled] == [("running", first.id)]
-    assert [(left.name, left.id) for left in report.never_started] == [("waiting", second.id)]
-    assert failures == [("running", 1), ("waiting", 0)]
-    assert bus.stats().pending == 0
-    assert first.id in caplog.text
-    assert second.id in caplog.text
-
-
-async def test_drain_waits_for_what_a_thread_has_just_dispatched():
-    recorder = Recorder()
-    async with EventBus([recorder]) as bus:
-        thread = threading.Thread(target=bus.dispatch, args=("a",))
-        thread.start()
-        thread.join()
-        await bus.drain()
-        assert recorder.names == ["a"]
+# Numbers, registry, memory
 
 
 async def test_stats_tell_what_waits_and_for_how_long():

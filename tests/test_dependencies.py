@@ -649,7 +649,7 @@ async def test_what_a_thread_opened_while_its_event_was_cancelled_is_closed() ->
 
     def session() -> Iterator[None]:
         started.set()
-        may_go_on.wait()
+        may_go_on.wait(10)
         try:
             yield
         except asyncio.CancelledError:
@@ -662,7 +662,7 @@ async def test_what_a_thread_opened_while_its_event_was_cancelled_is_closed() ->
         log.append("handled")
 
     task = asyncio.create_task(deliver(subscriber))
-    await asyncio.to_thread(started.wait)
+    await asyncio.to_thread(started.wait, 10)
     task.cancel()
     await asyncio.wait([task], timeout=0.1)
     assert not task.done()
@@ -684,13 +684,13 @@ async def test_closing_in_a_thread_is_waited_for_however_often_its_event_is_canc
     def session(_: Annotated[None, Depends(connection)]) -> Iterator[None]:
         yield
         closing.set()
-        may_close.wait()
+        may_close.wait(10)
         log.append("session closed")
 
     async def subscriber(event: Event, _: Annotated[None, Depends(session)]) -> None: ...
 
     task = asyncio.create_task(deliver(subscriber))
-    await asyncio.to_thread(closing.wait)
+    await asyncio.to_thread(closing.wait, 10)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
@@ -707,11 +707,11 @@ async def test_a_sync_subscriber_keeps_what_is_open_until_its_thread_ends() -> N
 
     def subscriber(event: Event, session: Annotated[str, Depends(log.async_generator("session"))]) -> None:
         started.set()
-        may_go_on.wait()
+        may_go_on.wait(10)
         log.append("handled")
 
     task = asyncio.create_task(deliver(subscriber))
-    await asyncio.to_thread(started.wait)
+    await asyncio.to_thread(started.wait, 10)
     task.cancel()
     await asyncio.wait([task], timeout=0.1)
     assert log == ["open session"]

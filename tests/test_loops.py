@@ -10,7 +10,15 @@ import uvloop
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fastapi_events import BaseEventHandler, Event, EventBus, EventHandlerASGIMiddleware, dispatch, local_handler
+from fastapi_events import (
+    BaseEventHandler,
+    Event,
+    EventBus,
+    EventHandlerASGIMiddleware,
+    NoBusError,
+    dispatch,
+    local_handler,
+)
 
 LOOPS = 4
 
@@ -128,6 +136,37 @@ def test_one_bus_on_loops_at_once_delivers_on_the_loop_of_each_block():
     in_threads(*(lambda name=str(number): run(name) for number in range(LOOPS)))
     assert dict(where.handled) == loops
     assert bus.stats().pending == 0
+
+
+def test_what_threads_dispatch_while_a_loop_ends_is_delivered_refused_or_left_over():
+    where = Where()
+    bus = EventBus([where])
+    accepted: list[str] = []
+
+    def work(prefix: str, under_way: threading.Event) -> None:
+        for number in range(100_000):
+            event = f"{prefix}.{number}"
+            try:
+                bus.dispatch(event)
+            except NoBusError:
+                return
+            accepted.append(event)
+            under_way.set()
+
+    async def main(threads: list[threading.Thread]) -> None:
+        async with bus:
+            for number in range(2):
+                under_way = threading.Event()
+                threads.append(threading.Thread(target=work, args=(str(number), under_way)))
+                threads[-1].start()
+                await asyncio.to_thread(under_way.wait)
+
+    threads: list[threading.Thread] = []
+    asyncio.run(main(threads))
+    for thread in threads:
+        thread.join()
+    assert sorted(where.names + [event.name for event in bus.unfinished()]) == sorted(accepted)
+    assert bus.stats().pending == len(bus.unfinished())
 
 
 class Slow(Where):

@@ -122,23 +122,27 @@ def test_every_event_arrives_or_is_a_dead_letter_with_its_reason(
         check_order(waves, ids, arrived, rejected)
 
 
-async def test_what_a_drain_gives_up_is_reported_and_not_sent_later(queue: Queue, proxy: FaultProxy) -> None:
-    proxy.always = Fault("unavailable")
+async def test_what_a_drain_gives_up_is_reported_and_not_sent_again(queue: Queue, proxy: FaultProxy) -> None:
+    proxy.faults.append(Fault("hang", seconds=0.5))
     dead_letters = Kept()
-    handler = SQSForwardHandler(proxy.url(queue.url), endpoint_url=proxy.endpoint, **CREDENTIALS)
+    handler = SQSForwardHandler(
+        proxy.url(queue.url), endpoint_url=proxy.endpoint, max_batch_size=3, linger=5.0, **CREDENTIALS
+    )
 
     async with EventBus([handler], dead_letters=dead_letters) as bus:
         for number in range(3):
             bus.dispatch("order.placed", number)
-        while len(proxy.calls) < 2:
-            await asyncio.sleep(0.01)
-        report = await bus.drain(timeout=0.2)
-        proxy.always = None
-        bus.dispatch("order.placed", 3)
+        async with asyncio.timeout(20):
+            while not proxy.hanging.is_set():
+                await asyncio.sleep(0.01)
+        bus.dispatch("order.placed", "lingers")
+        report = await bus.drain(timeout=0.1)
+        for number in range(3, 6):
+            bus.dispatch("order.placed", number)
 
-    assert len(report.cancelled) == 3
-    assert sorted(letter.payload for letter in dead_letters.events) == [0, 1, 2]
-    assert [Event.from_json(message["Body"]).payload for message in queue.messages()] == [3]
+    assert (len(report.cancelled), len(report.never_started)) == (4, 0)
+    assert {letter.payload for letter in dead_letters.events} == {0, 1, 2, "lingers"}
+    assert [Event.from_json(message["Body"]).payload for message in queue.messages()] == [3, 4, 5]
 
 
 async def test_a_shutdown_sends_what_lingers(queue: Queue, moto: MotoServer) -> None:

@@ -15,14 +15,20 @@ from fastapi_events import (
     EventHandlerASGIMiddleware,
     EventModel,
     EventType,
+    LocalHandler,
     event_is,
     local_handler,
     only,
 )
+from fastapi_events.handlers.aws import SQSForwardHandler
 
 
 class OrderPlaced(EventModel, name="order.placed"):
     order_id: int
+
+
+class OrderShipped(EventModel, name="order.shipped"):
+    carrier: str
 
 
 SCORES = EventType("scores", list[int])
@@ -99,6 +105,26 @@ class Abstract(BaseEventHandler):
     pass
 
 
+class Derived(LocalHandler):
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+
+
+class DerivedBatches(SQSForwardHandler):
+    async def handle_many(self, events: Iterable[Event]) -> None:
+        await super().handle_many(events)
+
+
+class DerivedNarrowed(EchoHandler):
+    async def handle(self, event: Event[OrderPlaced]) -> None: ...  # E: handle of a built-in handler narrowed
+
+
+async def by_hand(order: OrderPlaced) -> None:
+    await local_handler.handle(Event("order.placed", order))
+    await local_handler.handle(("order.placed", order))
+    await EchoHandler().handle(("order.placed", {"order_id": 1}))
+
+
 def on_an_application(app: FastAPI, starlette: Starlette, bus: EventBus) -> None:
     app.add_middleware(EventHandlerASGIMiddleware, handlers=[local_handler])
     app.add_middleware(EventHandlerASGIMiddleware, handlers=[local_handler, EchoHandler(), Bare()], middleware_id=1)
@@ -125,9 +151,11 @@ def on_a_bus() -> None:
     EventBus([local_handler], headers=lambda: {"tenant": "a"}, dead_letters=EchoHandler(), drain_timeout=1.5)
     EventBus([only(EchoHandler(), OrderPlaced, "invoice.*", SCORES)])
     EventBus([only(Structural(), OrderPlaced)])
+    EventBus([only(EchoHandler(), OrderPlaced | OrderShipped)])
     EventBus([EchoHandler])  # E: a class on a bus
     EventBus([local_handler], max_pendng=3)  # E: a misspelt keyword on a bus
     EventBus([local_handler], dead_letters=EchoHandler)  # E: a class for dead letters
     EventBus([only(EchoHandler, OrderPlaced)])  # E: only() of a class
     EventBus([only(EchoHandler(), 3)])  # E: only() of an int
+    EventBus([only(EchoHandler(), int)])  # E: only() of a class that is no model
     Abstract()  # E: an abstract handler

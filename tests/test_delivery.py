@@ -1,0 +1,495 @@
+"""From a scope's events to subscribers: isolation, order, concurrency, and what it costs the event loop."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import pytest
+
+from fastapi_events import BaseEventHandler, Event, EventBus, Failure, LocalHandler, dispatch
+from fastapi_events.errors import ForwardError, Rejection
+
+MANY = 100_000
+
+
+class Tasks:
+    """Counts the tasks that are made on the running loop while it is in use."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().set_task_factory(self._make)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        asyncio.get_running_loop().set_task_factory(None)
+
+    def _make(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> "asyncio.Task[Any]":
+        self.made.append(work.__qualname__)
+        return asyncio.Task(work, loop=loop, **options)
+
+
+class Heartbeat:
+    """Looks at a counter at every turn of the loop; remembers by how much it grew in one, and the longest, in seconds of CPU."""
+
+    def __init__(self, counter: Callable[[], int]) -> None:
+        self.turns = 0
+        self.most = 0
+        self.longest = 0.0
+        self._counter = counter
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._beat())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _beat(self) -> None:
+        while True:
+            count, began = self._counter(), time.thread_time()
+            await asyncio.sleep(0)
+            self.turns += 1
+            self.most = max(self.most, self._counter() - count)
+            self.longest = max(self.longest, time.thread_time() - began)
+
+
+class CountingBus(EventBus):
+    """Counts the hops into worker threads."""
+
+    hops = 0
+
+    def limiter(self) -> Any:
+        self.hops += 1
+        return super().limiter()
+
+
+def local(*functions: Callable[..., Any], **options: Any) -> LocalHandler:
+    handler = LocalHandler()
+    for function in functions:
+        handler.register(**options)(function)
+    return handler
+
+
+# Isolation
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_failing_subscriber_stops_neither_the_others_nor_its_own_further_events(kind):
+    failing: list[str] = []
+    others: list[str] = []
+
+    async def fails(event: Event[Any]) -> None:
+        failing.append(event.name)
+        raise KeyError(event.name)
+
+    def fails_in_a_thread(event: Event[Any]) -> None:
+        failing.append(event.name)
+        raise KeyError(event.name)
+
+    async def before(event: Event[Any]) -> None:
+        others.append(event.name)
+
+    def after(event: Event[Any]) -> None:
+        others.append(event.name)
+
+    async with EventBus([local(before, fails if kind == "async" else fails_in_a_thread, after)]) as bus:
+        async with bus.scope():
+            for name in "abc":
+                dispatch(name)
+        stats = bus.stats()
+    assert failing == ["a", "b", "c"]
+    assert sorted(others) == ["a", "a", "b", "b", "c", "c"]
+    assert (stats.delivered, stats.failed, stats.pending) == (6, 3, 0)
+
+
+async def test_a_failing_handler_does_not_stop_the_other_handlers():
+    class Failing(BaseEventHandler):
+        async def handle(self, event: Event[object]) -> None:
+            raise KeyError(event.name)
+
+    class Structural:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            raise OSError("no broker")
+
+    names: list[str] = []
+    failures: list[Failure] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        names.append(event.name)
+
+    async with EventBus([Failing(), Structural(), local(subscriber)], on_error=failures.append) as bus:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+    assert names == ["a", "b"]
+    told = [(failure.subscriber, failure.event.name, type(failure.exception)) for failure in failures]
+    names_of = {
+        name: [f"{failing}" for subscriber, failing, _ in told if name in subscriber] for name in ("Failing", "St")
+    }
+    assert names_of == {"Failing": ["a", "b"], "St": ["a", "b"]}
+    assert {kind for _, _, kind in told} == {KeyError, OSError}
+
+
+async def test_a_handler_that_leaves_handle_many_alone_fails_event_by_event():
+    class Picky(BaseEventHandler):
+        async def handle(self, event: Event[object]) -> None:
+            if event.name == "bad":
+                raise KeyError("bad")
+
+    failures: list[Failure] = []
+    async with EventBus([Picky()], on_error=failures.append) as bus:
+        async with bus.scope():
+            for name in ("good", "bad", "good"):
+                dispatch(name)
+        assert bus.stats().delivered == 2
+    assert [failure.event.name for failure in failures] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    "rejected, failed",
+    [(["b"], ["b"]), (["a", "c"], ["a", "c"]), ([], ["a", "b", "c"]), (["another"], ["a", "b", "c"])],
+    ids=["one", "two", "none said", "unknown"],
+)
+async def test_of_a_batch_only_what_was_rejected_failed(rejected, failed):
+    class Forwarding:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            known = {event.name: event for event in events}
+            known["another"] = Event("another")
+            raise ForwardError("refused", [Rejection(known[name], "too large") for name in rejected])
+
+    failures: list[str] = []
+    async with EventBus([Forwarding()], on_error=lambda failure: failures.append(failure.event.name)) as bus:
+        async with bus.scope():
+            for name in "abc":
+                dispatch(name)
+        stats = bus.stats()
+    assert failures == failed
+    assert (stats.failed, stats.delivered) == (len(failed), 3 - len(failed))
+
+
+async def test_a_failure_is_logged_once_and_without_the_payload(caplog):
+    caplog.set_level(logging.DEBUG, "fastapi_events")
+
+    async def subscriber(event: Event[Any]) -> None:
+        raise KeyError("reason")
+
+    async with EventBus([local(subscriber)]) as bus:
+        async with bus.scope():
+            event = dispatch("order.placed", {"card": "4111-1111"})
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    message = record.getMessage()
+    assert record.name == "fastapi_events"
+    assert record.exc_info is not None
+    assert all(part in message for part in ("order.placed", event.id, "subscriber"))
+    assert "4111" not in caplog.text
+
+
+async def test_hooks_are_told_what_failed_where_and_why():
+    heard: list[tuple[str, Failure]] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        raise KeyError(event.name)
+
+    async def hook(failure: Failure) -> None:
+        await asyncio.sleep(0)
+        heard.append(("async", failure))
+
+    hooks = [lambda failure: heard.append(("sync", failure)), hook]
+    async with EventBus([local(subscriber)], on_error=hooks) as bus:
+        async with bus.scope():
+            event = dispatch("a", {"x": 1})
+    assert [kind for kind, _ in heard] == ["sync", "async"]
+    for _, failure in heard:
+        assert failure.event == event
+        assert failure.event.id == event.id
+        assert failure.subscriber.endswith("subscriber")
+        assert isinstance(failure.exception, KeyError)
+        assert failure.attempt == 1
+
+
+# Order and concurrency
+
+
+async def test_the_order_holds_across_threads_suspensions_and_failures():
+    order: dict[str, list[int]] = {"plain": [], "suspends": [], "thread": []}
+
+    async def plain(event: Event[Any]) -> None:
+        order["plain"].append(event.payload)
+        if event.payload % 3 == 0:
+            raise KeyError
+
+    async def suspends(event: Event[Any]) -> None:
+        for _ in range(event.payload % 4):
+            await asyncio.sleep(0)
+        order["suspends"].append(event.payload)
+
+    def thread(event: Event[Any]) -> None:
+        order["thread"].append(event.payload)
+
+    async with EventBus([local(plain, suspends, thread)]) as bus:
+        async with bus.scope():
+            for number in range(200):
+                dispatch("a", number)
+    assert order == {kind: list(range(200)) for kind in order}
+
+
+async def test_subscribers_run_side_by_side():
+    together = asyncio.Barrier(20)
+
+    def make() -> Callable[..., Any]:
+        async def subscriber(event: Event[Any]) -> None:
+            await together.wait()
+
+        return subscriber
+
+    async with EventBus([local(*(make() for _ in range(20)))]) as bus:
+        async with asyncio.timeout(5):
+            async with bus.scope():
+                dispatch("a")
+        assert bus.stats().delivered == 20
+
+
+async def test_concurrency_is_never_exceeded():
+    running = most = 0
+
+    async def subscriber(event: Event[Any]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(event.payload % 5):
+            await asyncio.sleep(0)
+        running -= 1
+
+    async with EventBus([local(subscriber, concurrency=4)]) as bus:
+        async with bus.scope():
+            for number in range(100):
+                dispatch("a", number)
+    assert most == 4
+
+
+# What it costs the event loop
+
+
+async def test_no_task_where_nothing_suspends():
+    def make() -> Callable[..., Any]:
+        async def subscriber(event: Event[Any]) -> None:
+            tasks.update(asyncio.all_tasks())
+
+        return subscriber
+
+    tasks: set[asyncio.Task[Any]] = set()
+    async with EventBus([local(*(make() for _ in range(10)))]) as bus:
+        with Tasks() as counted:
+            async with bus.scope():
+                tasks.update(asyncio.all_tasks())
+                before = len(tasks)
+                for _ in range(100):
+                    dispatch("a")
+        assert bus.stats().delivered == 1000
+    assert len(counted.made) <= 1
+    assert len(tasks) <= before + 1
+
+
+async def test_one_task_for_each_subscriber_that_suspends():
+    def make() -> Callable[..., Any]:
+        async def subscriber(event: Event[Any]) -> None:
+            await asyncio.sleep(0)
+
+        return subscriber
+
+    async with EventBus([local(*(make() for _ in range(5)))]) as bus:
+        with Tasks() as counted:
+            async with bus.scope():
+                for _ in range(100):
+                    dispatch("a")
+        assert bus.stats().delivered == 500
+    assert len(counted.made) < 50  # five, and a few more on a machine so slow that a slice of time ends
+
+
+async def test_a_hundred_thousand_events_neither_make_tasks_nor_stall_the_loop():
+    handled = 0
+
+    async def subscriber(event: Event[Any]) -> None:
+        nonlocal handled
+        handled += 1
+
+    async with EventBus([local(subscriber)], max_pending=MANY) as bus:
+        with Tasks() as counted:
+            async with bus.scope():
+                for number in range(MANY):
+                    dispatch("a", number)
+                heartbeat = await Heartbeat(lambda: handled).__aenter__()
+            await heartbeat.__aexit__()
+        assert bus.stats().delivered == handled == MANY
+    assert heartbeat.longest < 0.5  # about 5 ms, and 40 ms in the one turn in which Python looks for garbage
+    assert len(counted.made) <= 3
+    assert heartbeat.turns >= 10
+    assert heartbeat.most <= MANY / 5
+
+
+@pytest.mark.parametrize("kind", ["sync", "batch"])
+async def test_a_hundred_thousand_events_go_in_batches(kind):
+    sizes: list[int] = []
+    handled = 0
+
+    class Batches:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            nonlocal handled
+            sizes.append(len(list(events)))
+            handled += sizes[-1]
+
+    def subscriber(event: Event[Any]) -> None:
+        nonlocal handled
+        handled += 1
+
+    async with CountingBus([Batches() if kind == "batch" else local(subscriber)], max_pending=MANY) as bus:
+        async with bus.scope():
+            for number in range(MANY):
+                dispatch("a", number)
+            heartbeat = await Heartbeat(lambda: handled).__aenter__()
+        await heartbeat.__aexit__()
+        assert bus.stats().delivered == handled == MANY
+    assert heartbeat.longest < 0.5  # about 5 ms, and 40 ms in the one turn in which Python looks for garbage
+    assert heartbeat.turns >= 10
+    if kind == "batch":
+        assert max(sizes) <= 1000
+    else:
+        assert bus.hops == MANY / 1000
+
+
+async def test_a_batch_that_fails_is_reported_without_a_stall(caplog):
+    caplog.set_level(logging.CRITICAL, "fastapi_events")
+    told = 0
+
+    def hook(failure: Failure) -> None:
+        nonlocal told
+        told += 1
+        _work(0.001)
+
+    class Failing:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            raise OSError("no broker")
+
+    async with EventBus([Failing()], on_error=hook) as bus:
+        async with bus.scope():
+            for _ in range(200):
+                dispatch("a")
+            heartbeat = await Heartbeat(lambda: told).__aenter__()
+        await heartbeat.__aexit__()
+    assert told == 200
+    assert heartbeat.most <= 20
+
+
+async def test_many_subscribers_that_have_suspended_share_one_slice_of_a_turn():
+    handled = 0
+
+    def make() -> Callable[..., Any]:
+        async def subscriber(event: Event[Any]) -> None:
+            nonlocal handled
+            if event.payload == 0:
+                await all_waiting.wait()
+            _work(0.002)
+            handled += 1
+
+        return subscriber
+
+    all_waiting = asyncio.Barrier(11)
+    async with EventBus([local(*(make() for _ in range(10)))]) as bus:
+        async with bus.scope():
+            for number in range(10):
+                dispatch("a", number, deliver_on="now")
+            await all_waiting.wait()
+            async with Heartbeat(lambda: handled) as heartbeat:
+                await bus.drain()
+    assert handled == 100
+    # each that has just been resumed ends its event; one goes on, for 5 ms
+    assert heartbeat.most <= 10 + 5
+
+
+def _work(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+async def test_a_long_line_does_not_keep_the_others_waiting():
+    order: list[str] = []
+
+    async def long(event: Event[Any]) -> None:
+        _work(0.0005)
+        order.append("long")
+
+    async def short(event: Event[Any]) -> None:
+        order.append("short")
+
+    handler = LocalHandler()
+    handler.register("long")(long)
+    handler.register("short")(short)
+    async with EventBus([handler]) as bus:
+        async with bus.scope():
+            for _ in range(100):
+                dispatch("long")
+            dispatch("short")
+    assert order.index("short") < 50
+
+
+async def test_stats_may_be_asked_for_from_threads_during_a_delivery():
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(0)
+
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def probe(bus: EventBus) -> None:
+        try:
+            while not done.is_set():
+                stats = bus.stats()
+                assert stats.pending >= 0
+        except BaseException as error:
+            errors.append(error)
+
+    async with EventBus([local(subscriber)]) as bus:
+        thread = threading.Thread(target=probe, args=(bus,))
+        thread.start()
+        for _ in range(50):
+            async with bus.scope():
+                for _ in range(20):
+                    dispatch("a")
+        done.set()
+        thread.join()
+    assert errors == []
+
+
+async def test_an_event_that_comes_while_a_hook_reports_the_last_one_does_not_hold_the_scope():
+    reporting, handled, reported = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    overtaken: list[bool] = []
+
+    async def slow_hook(failure: Failure) -> None:
+        reporting.set()
+        await reported.wait()
+
+    async def fails_once(event: Event[Any]) -> None:
+        if event.name == "a":
+            raise ValueError
+        handled.set()
+
+    async def chains(event: Event[Any]) -> None:
+        if event.name == "a":
+            await reporting.wait()
+            dispatch("b")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            overtaken.append(handled.is_set())
+            reported.set()
+
+    async with EventBus([local(fails_once, chains)], on_error=slow_hook) as bus, asyncio.timeout(10):
+        async with bus.scope():
+            dispatch("a")
+        assert bus.stats().delivered == 3
+    assert overtaken == [False]  # its subscriber is not through with the event before

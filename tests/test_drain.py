@@ -1,0 +1,466 @@
+"""What a drain waits for, what it leaves behind and tells, and that a bus starts again; on virtual time."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastapi_events import BaseEventHandler, DrainReport, Event, EventBus, Failure, LocalHandler, NoBusError, dispatch
+from tests.virtual_time import VirtualTimeLoop
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+class Slow:
+    """A subscriber that takes as many seconds as the payload says."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.ended: list[str] = []
+
+    async def __call__(self, event: Event[Any]) -> None:
+        self.started.append(event.name)
+        await asyncio.sleep(event.payload or 0.0)
+        self.ended.append(event.name)
+
+
+def local(*functions: Callable[..., Any], **options: Any) -> LocalHandler:
+    handler = LocalHandler()
+    for function in functions:
+        handler.register(**options)(function)
+    return handler
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# What is waited for
+
+
+async def test_a_drain_ends_as_soon_as_all_is_handled():
+    slow = Slow()
+    async with EventBus([local(slow)]) as bus:
+        bus.dispatch("a", 3.0)
+        bus.dispatch("b", 5.0)
+        report = await bus.drain(timeout=60.0)
+        assert now() == 5.0
+    assert report == DrainReport(delivered=2)
+    assert report.complete
+
+
+async def test_a_drain_of_nothing_takes_no_time():
+    async with EventBus([local(Slow())]) as bus:
+        assert await bus.drain() == DrainReport(delivered=0)
+        assert now() == 0.0
+
+
+async def test_by_default_a_drain_takes_the_time_that_the_bus_allows():
+    async with EventBus([local(Slow())], drain_timeout=7.0) as bus:
+        bus.dispatch("a", 1000.0)
+        report = await bus.drain()
+        assert not report.complete
+        assert 7.0 <= now() <= 9.0
+
+
+async def test_a_drain_waits_for_chains_of_chains():
+    names: list[str] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(1.0)
+        names.append(event.name)
+        if len(event.name) < 4:
+            dispatch(event.name + "+")
+
+    async with EventBus([local(subscriber)]) as bus:
+        bus.dispatch("a")
+        report = await bus.drain()
+    assert names == ["a", "a+", "a++", "a+++"]
+    assert report.delivered == 4
+
+
+async def test_a_drain_does_not_wait_for_what_is_dispatched_later():
+    slow = Slow()
+    async with EventBus([local(slow)]) as bus:
+        bus.dispatch("before", 1.0)
+        asyncio.get_running_loop().call_later(0.5, lambda: bus.dispatch("later", 10.0))
+        report = await bus.drain()
+        assert slow.ended == ["before"]
+        assert report.complete
+        assert now() == 1.0
+        await bus.drain()
+        assert slow.ended == ["before", "later"]
+
+
+# What is left behind
+
+
+async def test_the_report_says_what_became_of_each_event_and_subscriber():
+    async def fails(event: Event[Any]) -> None:
+        raise KeyError
+
+    slow, failures = Slow(), list[Failure]()
+    handler = LocalHandler()
+    handler.register("a", "b", "c")(slow)
+    handler.register("c")(fails)
+    async with EventBus([handler], on_error=failures.append) as bus:
+        async with bus.scope():
+            events = {name: dispatch(name, 8.0, deliver_on="now") for name in "abc"}
+            report = await bus.drain(timeout=12.0)
+            stats = bus.stats()
+    assert slow.started == ["a", "b"]
+    assert slow.ended == ["a"]
+    told = {
+        kind: [(left.name, left.id) for left in getattr(report, kind)]
+        for kind in ("failed", "cancelled", "never_started")
+    }
+    assert told == {
+        "failed": [("c", events["c"].id)],
+        "cancelled": [("b", events["b"].id)],
+        "never_started": [("c", events["c"].id)],
+    }
+    assert report.cancelled[0].subscriber.endswith("Slow")
+    assert report.delivered == 1
+    assert not report.complete
+    assert (stats.delivered, stats.failed, stats.cancelled, stats.pending) == (1, 1, 2, 0)
+    assert [(failure.event.name, failure.attempt) for failure in failures] == [("c", 1), ("b", 1), ("c", 0)]
+    assert isinstance(failures[1].exception, asyncio.CancelledError)
+
+
+async def test_a_subscriber_that_is_cut_off_may_clean_up():
+    cleaned: list[float] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        try:
+            await asyncio.sleep(1000.0)
+        finally:
+            await asyncio.sleep(0.5)
+            cleaned.append(now())
+
+    async with EventBus([local(subscriber)]) as bus:
+        bus.dispatch("a")
+        await bus.drain(timeout=2.0)
+        assert cleaned == [2.5]
+
+
+async def test_one_that_ends_well_while_it_is_cut_off_counts_as_delivered_and_nothing_further_starts():
+    started: list[str] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        started.append(event.name)
+        try:
+            await asyncio.sleep(1000.0)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)
+
+    async with EventBus([local(subscriber)]) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="now")
+            dispatch("b", deliver_on="now")
+            report = await bus.drain(timeout=2.0)
+    assert started == ["a"]
+    assert (report.delivered, len(report.cancelled), len(report.never_started)) == (1, 0, 1)
+
+
+async def test_nothing_starts_during_the_time_for_cleaning_up():
+    started: list[str] = []
+
+    async def cleans_up(event: Event[Any]) -> None:
+        try:
+            await asyncio.sleep(1000.0)
+        finally:
+            await asyncio.sleep(0.5)
+
+    async def quick(event: Event[Any]) -> None:
+        started.append(event.name)
+
+    handler = LocalHandler()
+    handler.register("slow")(cleans_up)
+    handler.register(quick)
+    async with EventBus([handler]) as bus:
+        async with bus.scope():
+            dispatch("slow", deliver_on="now")
+            await asyncio.sleep(0.5)
+            asyncio.get_running_loop().call_at(3.2, lambda: dispatch("late", deliver_on="now"))
+            await asyncio.sleep(0)
+            report = await bus.drain(timeout=2.5)
+            assert started == ["slow"]
+        stats = bus.stats()
+    assert [left.name for left in report.never_started] == ["late"]
+    assert (stats.delivered, stats.cancelled, stats.pending) == (1, 2, 0)
+
+
+async def test_one_that_does_not_give_in_is_given_up_and_told_once(caplog):
+    let_go = asyncio.Event()
+    failures: list[Failure] = []
+
+    async def stubborn(event: Event[Any]) -> None:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+        if event.name == "chains":
+            dispatch("effect")
+
+    async with EventBus([local(stubborn)], on_error=failures.append) as bus:
+        async with bus.scope():
+            dispatch("chains", deliver_on="now")
+            dispatch("b", deliver_on="now")
+            report = await bus.drain(timeout=2.0)
+            assert now() <= 4.0
+            assert (len(report.cancelled), len(report.never_started)) == (1, 1)
+            assert bus.stats().pending == 0
+            let_go.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            # what it caused in the end is an event as any other
+            assert (await bus.drain()).complete
+            assert (bus.stats().delivered, bus.stats().cancelled, bus.stats().pending) == (1, 2, 0)
+    assert len(failures) == 2
+
+
+async def test_a_subscriber_that_was_given_up_takes_no_further_event_of_its_line():
+    let_go = asyncio.Event()
+    running = most = 0
+
+    async def stubborn(event: Event[Any]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while event.name == "stubborn" and not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+        for _ in range(10):
+            await asyncio.sleep(0)
+        running -= 1
+
+    async with EventBus([local(stubborn)]) as bus:
+        async with bus.scope():
+            dispatch("stubborn", deliver_on="now")
+            await bus.drain(timeout=1.0)
+            most = running = 0
+            for _ in range(5):
+                dispatch("b", deliver_on="now")
+            let_go.set()
+            await bus.drain()
+            assert bus.stats().delivered == 5
+    assert most == 1
+
+
+async def test_a_backlog_that_is_given_up_is_told_too_and_what_nobody_hears_is_unheard():
+    slow = Slow()
+    handler = LocalHandler()
+    handler.register("a")(slow)
+    inside = asyncio.Event()
+    leave = asyncio.Event()
+
+    async with EventBus([handler]) as bus:
+
+        async def block() -> None:
+            async with bus.scope():
+                dispatch("a")
+                dispatch("nobody listens")
+                inside.set()
+                await leave.wait()
+                dispatch("a")
+
+        task = asyncio.create_task(block())
+        await inside.wait()
+        report = await bus.drain(timeout=1.0)
+        stats = bus.stats()
+        leave.set()
+        await task
+        assert slow.ended == ["a"]
+    assert [left.name for left in report.never_started] == ["a"]
+    assert (stats.cancelled, stats.unheard, stats.pending) == (1, 1, 0)
+
+
+async def test_who_waits_for_a_block_goes_on_when_its_events_are_given_up():
+    async with EventBus([local(Slow())]) as bus:
+
+        async def block() -> float:
+            async with bus.scope():
+                dispatch("a", 1000.0)
+            return now()
+
+        task = asyncio.create_task(block())
+        await asyncio.sleep(0.1)
+        await bus.drain(timeout=1.0)
+        assert await task < 3.0
+
+
+async def test_two_drains_tell_of_a_failure_both():
+    async def fails(event: Event[Any]) -> None:
+        await asyncio.sleep(5.0)
+        raise KeyError
+
+    async with EventBus([local(fails)]) as bus:
+        bus.dispatch("a")
+        first = asyncio.create_task(bus.drain(timeout=1.0))
+        second = asyncio.create_task(bus.drain(timeout=60.0))
+        third = asyncio.create_task(bus.drain(timeout=60.0))
+        assert len((await first).cancelled) == 1
+        assert (await second).complete
+        bus.dispatch("b")
+        fourth = asyncio.create_task(bus.drain(timeout=60.0))
+        fifth = asyncio.create_task(bus.drain(timeout=60.0))
+        assert [len((await drain).failed) for drain in (third, fourth, fifth)] == [0, 1, 1]
+
+
+# A drain that is cancelled
+
+
+async def test_a_drain_that_is_cancelled_while_it_waits_harms_nothing():
+    slow = Slow()
+    async with EventBus([local(slow)]) as bus:
+        bus.dispatch("a", 5.0)
+        drain = asyncio.create_task(bus.drain())
+        await asyncio.sleep(1.0)
+        drain.cancel()
+        await asyncio.wait([drain])
+        assert drain.cancelled()
+        assert (await bus.drain()).complete
+    assert slow.ended == ["a"]
+
+
+@pytest.mark.parametrize("when", ["at the cleaning up", "at the dead letters"])
+async def test_a_drain_that_is_cancelled_while_it_gives_up_loses_nothing_silently(when, caplog):
+    class Hanging(BaseEventHandler):
+        async def handle(self, event: Event[object]) -> None:
+            await asyncio.sleep(1000.0)
+
+    async def subscriber(event: Event[Any]) -> None:
+        try:
+            await asyncio.sleep(1000.0)
+        finally:
+            if when == "at the cleaning up":
+                await asyncio.sleep(0.8)
+
+    failures: list[Failure] = []
+    letters = Hanging() if when == "at the dead letters" else None
+    async with EventBus([local(subscriber)], dead_letters=letters, on_error=failures.append) as bus:
+        with_others = [bus.dispatch(name) for name in "ab"]
+        drain = asyncio.create_task(bus.drain(timeout=2.0))
+        await asyncio.sleep(2.5)
+        assert not drain.done()
+        drain.cancel()
+        await asyncio.wait([drain])
+        stats = bus.stats()
+    assert (stats.cancelled, stats.pending) == (2, 0)
+    logged = [record.getMessage() for record in caplog.records if "lost" in record.getMessage()]
+    assert sorted(event.id for event in with_others) == sorted(
+        event.id for event in with_others for line in logged if event.id in line
+    )
+
+
+# Hooks
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["hangs", "hangs on"])
+async def test_a_hook_that_hangs_does_not_keep_a_drain(stubborn, caplog):
+    let_go = asyncio.Event()
+
+    async def hook(failure: Failure) -> None:
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+
+    async with EventBus([local(Slow())], on_error=hook) as bus:
+        event = bus.dispatch("a", 1000.0)
+        report = await bus.drain(timeout=2.0)
+        assert now() < 10.0
+        assert [left.id for left in report.cancelled] == [event.id]
+        assert "on_error" in caplog.text
+        let_go.set()
+        await asyncio.sleep(0)
+
+
+async def test_a_hook_of_withheld_events_that_hangs_is_ended_at_the_deadline(caplog):
+    async def hook(event: Event[Any]) -> None:
+        await asyncio.sleep(1000.0)
+
+    async with EventBus([local(Slow())], on_withheld=hook) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="failure")
+        await bus.drain(timeout=2.0)
+        assert now() <= 3.0
+    assert "on_withheld" in caplog.text
+
+
+# Stopping, starting, stats
+
+
+async def test_stop_drains_and_is_idempotent():
+    slow = Slow()
+    bus = EventBus([local(slow)])
+    async with bus:
+        bus.dispatch("a", 1.0)
+        assert (await bus.stop()).delivered == 1
+        assert await bus.stop() == DrainReport(delivered=0)
+    assert slow.ended == ["a"]
+    with pytest.raises(NoBusError):
+        bus.dispatch("b")
+
+
+async def test_a_bus_starts_again_after_a_drain_that_gave_up():
+    slow = Slow()
+    bus = EventBus([local(slow)], drain_timeout=1.0)
+    async with bus:
+        bus.dispatch("a", 1000.0)
+    async with bus:
+        bus.dispatch("b", 0.5)
+    assert slow.started == ["a", "b"]
+    assert slow.ended == ["b"]
+    assert (bus.stats().delivered, bus.stats().cancelled, bus.stats().pending) == (1, 1, 0)
+
+
+async def test_no_task_is_left_after_a_drain():
+    async def fails(event: Event[Any]) -> None:
+        await asyncio.sleep(event.payload)
+        raise KeyError
+
+    before = asyncio.all_tasks()
+    async with EventBus([local(Slow(), fails)], on_error=lambda failure: None, on_withheld=lambda event: None) as bus:
+        for seconds in (0.0, 1.0, 1000.0):
+            bus.dispatch("a", seconds)
+        async with bus.scope():
+            dispatch("withheld", 0.0, deliver_on="failure")
+        await bus.drain(timeout=5.0)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+
+async def test_the_counters_add_up():
+    async def fails(event: Event[Any]) -> None:
+        raise KeyError
+
+    slow = Slow()
+    handler = LocalHandler()
+    handler.register("a", "b")(slow)
+    handler.register("b")(fails)
+    async with EventBus([handler]) as bus:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+            dispatch("c")
+            dispatch("a", deliver_on="failure")
+        bus.dispatch("a", 1000.0)
+        bus.dispatch("a", 1000.0)
+        waiting = bus.stats()
+        await asyncio.sleep(1.0)
+        await bus.drain(timeout=1.0)
+        stats = bus.stats()
+    assert waiting.pending == 2
+    assert waiting.oldest_age > 0.0
+    assert (stats.delivered, stats.failed, stats.unheard, stats.withheld, stats.cancelled) == (2, 1, 1, 1, 2)
+    assert (stats.pending, stats.oldest_age) == (0, 0.0)
