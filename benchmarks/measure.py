@@ -100,7 +100,7 @@ def measure(environment: Path, cases: Sequence[Case], names: Sequence[str], effo
     samples: dict[str, dict[str, list[dict[str, float]]]] = {case.name: {} for case in cases}
     semantics: dict[str, str] = {}
     failed: set[str] = set()
-    for process in range(effort.processes):
+    for process in range(effort.processes if cases else 0):
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
             for name in names:
@@ -146,10 +146,13 @@ def _one_case(
             taken[name].append(workers[name].ask(round=True))
         except WorkerDiedError:
             failed.append(name)
-    for name, own in taken.items():
-        if name not in failed:
+    for name in taken.keys() - set(failed):
+        try:
             workers[name].ask(close=True)
-            samples.setdefault(name, []).extend(own)
+        except WorkerDiedError:
+            failed.append(name)
+    for name in taken.keys() - set(failed):
+        samples.setdefault(name, []).extend(taken[name])
     return failed
 
 

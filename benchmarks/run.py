@@ -20,7 +20,7 @@ __all__: list[str] = []
 
 SHARED = ("starlette", "pydantic", "anyio", "uvicorn", "uvloop", "httptools")
 RAW = "results.json"  # in the environments' folder; --redraw reads it
-SCRIPTS = {"dependencies": "Who else calls subscribers with dependencies"}  # SCRIPT.py prints tables; its heading
+SCRIPTS = {"sqs": "Forwarding to SQS", "dependencies": "Who else calls subscribers with dependencies"}  # headings
 SLOW = {"memory-100000", *SCRIPTS}  # left out of --quick
 PICTURE = HERE.parent / "docs" / "benchmarks.svg"
 
@@ -96,16 +96,22 @@ def _measured(environment: Path, options: argparse.Namespace, effort: Effort, cp
     measured = measure(environment, cases, names, effort, cpus[0])
     served: dict[str, Any] = {}
     if "uvicorn" in wanted:
-        started = [name for name in SERVED if name in measured["semantics"]]
+        started = [name for name in SERVED if name in names]
         try:
             served = measure_servers(environment, started, effort, cpus)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             measured["failed"].append(f"uvicorn: {error}")
+    scripts = {}
+    for name in [name for name in SCRIPTS if name in wanted]:
+        try:
+            scripts[SCRIPTS[name]] = _printed(environment, name)
+        except subprocess.SubprocessError as error:
+            measured["failed"].append(f"{name}: {error}")
     return {
         "version": _python_of(environment, "import platform; print(platform.python_version())").strip(),
         "versions": _versions(environment, names),
         "served": served,
-        "scripts": {heading: _printed(environment, name) for name, heading in SCRIPTS.items() if name in wanted},
+        "scripts": scripts,
         **measured,
     }
 
@@ -113,6 +119,8 @@ def _measured(environment: Path, options: argparse.Namespace, effort: Effort, cp
 def _printed(environment: Path, script: str) -> str:
     """Return the tables that a comparison of another kind prints; it measures in an environment of its own."""
     command = [str(environment / "scripts" / "bin" / "python"), str(HERE / f"{script}.py")]
+    if script == "sqs":
+        command += ["--quick", "--old", str(environment_of("old", environment))]  # in full it takes ten minutes
     variables = process_environment("ours")
     return subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, timeout=300, env=variables
