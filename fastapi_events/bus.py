@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from anyio import CapacityLimiter
 from typing_extensions import TypedDict
 
 from fastapi_events import buses
-from fastapi_events.delivery import Delivery
+from fastapi_events.delivery import Delivery, Tally
 from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError
 from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers
@@ -118,18 +119,20 @@ class EventBus(Dispatcher):
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.is_suppressed: bool = dispatch_is_disabled()
         self.copies_payloads: bool = dead_letters is not None
-        self.delivered = 0
         self.reporter: Reporter = Reporter(on_error, on_withheld, dead_letters)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.held = False  # by a middleware
         self.has_lifespan = False  # starts and stops with an application
-        self._routes = [_route(handler) for handler in self.handlers]
+        self._route = _route(self.handlers)
         self._is_success = is_success or _succeeded
-        self._max_pending = max_pending
+        self._max_pending = math.inf if max_pending is None else max_pending
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+        self._tallies: WeakKeyDictionary[asyncio.AbstractEventLoop, Tally] = WeakKeyDictionary()
+        self._all_tallies: list[Tally] = []  # of loops that have gone as well
         self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
-        self._pending = 0
+        self._accepted = 0  # events, but for those that were given back
+        self._full_at = self._max_pending  # so many accepted may be too many: what finished has to be counted
         self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -169,10 +172,10 @@ class EventBus(Dispatcher):
             raised = error
             raise
         finally:
-            settled = self.end_scope(scope, Outcome(None, raised))
+            delivery = self.end_scope(scope, exception=raised)
             current_scope.set(scope.parent)
-            if settled is not None:
-                await settled
+            if delivery is not None:
+                await delivery.settled()
 
     async def drain(self, timeout: float | None = None) -> DrainReport:
         """Wait until all events that were accepted before, and what they caused, are handled.
@@ -252,7 +255,7 @@ class EventBus(Dispatcher):
         times.extend(event._at for event, _, _ in self._kept[:1])
         age = (time.time_ns() - min(times)) / 1e9 if times else 0.0
         counts = self.reporter.counts
-        return Stats(pending=self._pending, oldest_age=max(age, 0.0), delivered=self.delivered, **counts)
+        return Stats(pending=self._pending(), oldest_age=max(age, 0.0), delivered=self.delivered, **counts)
 
     # For the middleware
 
@@ -323,23 +326,26 @@ class EventBus(Dispatcher):
                 return
             self._state = "open"
             early = buses.take_early(self)
-            self._pending += len(early)
+            self._accepted += len(early)
             kept, self._kept = [(event, None, context) for event, context in early] + self._kept, []
         for event, scope, context in kept:
             self._hand_over(event, scope, context)
 
-    def end_scope(self, scope: Scope, outcome: Outcome) -> asyncio.Future[None] | None:
-        """Deliver what waited for the end of a request or block.
+    def end_scope(
+        self, scope: Scope, status: int | None = None, exception: BaseException | None = None
+    ) -> Delivery | None:
+        """Deliver what waited for the end of a request or block, which ended with this status and exception.
 
         Returns:
-            What is done when every first attempt has ended; None if that is so already.
+            What goes on with its first attempts; None if they have ended already.
         """
         with self._lock:  # a late append and this are one atomic step each
             backlog, scope.backlog = scope.backlog, None
             scope.ended = True
-            self._open_scopes.discard(scope)
+            if backlog:
+                self._open_scopes.discard(scope)
         if backlog and scope.conditions:
-            backlog = self._fulfilled(backlog, scope.conditions, outcome)
+            backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
         if backlog and self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
@@ -348,8 +354,10 @@ class EventBus(Dispatcher):
             self._delivery(scope).add(backlog, copy_context(), eagerly=True)
         elif scope.delivery not in self._deliveries:
             scope.connection = None
-        self._wake_watchers()
-        return None if scope.delivery is None else scope.delivery.settled()
+        if self._watchers:
+            self._wake_watchers()
+        delivery: Delivery | None = scope.delivery
+        return None if delivery is None or delivery.is_settled() else delivery
 
     # For dispatching
 
@@ -361,22 +369,28 @@ class EventBus(Dispatcher):
             NoBusError: the bus was stopped, or its loop was.
         """
         with self._lock:
-            full = self._max_pending is not None and self._pending >= self._max_pending and not event._chain
+            if self._accepted >= self._full_at and not event._chain:
+                self._full_at = self._max_pending + sum(tally.finished for tally in self._all_tallies)
+                full = self._accepted >= self._full_at
+            else:
+                full = False
             if not full:
-                self._pending += 1
-                backlog = None if scope is None or (event._chain and not scope.collects()) else scope.backlog
-                if scope is not None and backlog is not None and deliver_on != "now":
-                    if not backlog:
-                        self._open_scopes.add(scope)
-                    if deliver_on != "completion":
-                        scope.conditions = scope.conditions or {}
-                        scope.conditions[len(backlog)] = deliver_on
-                    backlog.append(event)
-                    return
+                self._accepted += 1
+                if scope is not None and deliver_on != "now" and (not event._chain or scope.collects()):
+                    backlog = scope.backlog
+                    if backlog is not None:
+                        if not backlog:
+                            self._open_scopes.add(scope)
+                        if deliver_on != "completion":
+                            scope.conditions = scope.conditions or {}
+                            scope.conditions[len(backlog)] = deliver_on
+                        backlog.append(event)
+                        return
         if full:
-            self.reporter.refused(event, self._pending)
+            pending = self._pending()
+            self.reporter.refused(event, pending)
             raise BusFullError(
-                f"event {event.name} is refused: {self._pending} events wait, as many as max_pending= allows; "
+                f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows; "
                 "slow down, speed up the subscribers, or raise it"
             )
         self._hand_over(event, scope, copy_context())
@@ -393,11 +407,7 @@ class EventBus(Dispatcher):
 
     def subscribers(self, event: Event[Any]) -> Sequence[Subscriber]:
         """Return who receives an event, each once."""
-        if len(self._routes) == 1:
-            found = self._routes[0](event[0])
-        else:
-            # a dict: one function may be reached through several handlers
-            found = tuple(dict.fromkeys(subscriber for route in self._routes for subscriber in route(event[0])))
+        found = self._route(event[0])
         return [subscriber for subscriber in found if subscriber.is_function] if event._opaque else found
 
     def active(self, delivery: Delivery) -> None:
@@ -407,12 +417,22 @@ class EventBus(Dispatcher):
     def idle(self, delivery: Delivery) -> None:
         """Let a delivery go."""
         self._deliveries.discard(delivery)
-        self._wake_watchers()
+        if self._watchers:
+            self._wake_watchers()
 
-    def finished(self) -> None:
-        """Count an event as no longer pending."""
+    @property
+    def delivered(self) -> int:
+        """How many pairs of event and subscriber were handled."""
+        return sum(tally.delivered for tally in self._all_tallies)
+
+    def _pending(self) -> int:
+        finished = sum(tally.finished for tally in self._all_tallies)  # first: other threads may go on
+        return self._accepted - finished
+
+    def _give_back(self, count: int) -> None:
+        """Count events as no longer pending that no delivery got."""
         with self._lock:
-            self._pending -= 1
+            self._accepted -= count
 
     # Delivering
 
@@ -444,7 +464,7 @@ class EventBus(Dispatcher):
             self._open_soon()
         elif loop is None or is_stopped or is_closed:
             self._in_transit.pop(id(event), None)
-            self.finished()
+            self._give_back(1)
             why = "the bus was stopped" if is_stopped else "its event loop is closed"
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
         elif loop is here:
@@ -466,7 +486,12 @@ class EventBus(Dispatcher):
 
     def _delivery(self, scope: Scope) -> Delivery:
         if scope.delivery is None or scope.delivery.loop.is_closed():
-            scope.delivery = Delivery(self, scope)
+            loop = asyncio.get_running_loop()
+            tally = self._tallies.get(loop)
+            if tally is None:
+                tally = self._tallies[loop] = Tally()
+                self._all_tallies.append(tally)
+            scope.delivery = Delivery(self, scope, loop, tally)
         return scope.delivery  # type: ignore[no-any-return]
 
     def _fulfilled(
@@ -480,8 +505,7 @@ class EventBus(Dispatcher):
             came = "failure"
         awaited: DeliverOn = "failure" if came == "success" else "success"
         withheld = [event for index, event in enumerate(backlog) if conditions.get(index) == awaited]
-        for _ in withheld:
-            self.finished()
+        self._give_back(len(withheld))
         self.reporter.withheld(withheld, awaited)
         return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
 
@@ -530,7 +554,7 @@ class EventBus(Dispatcher):
             if not subscribers:
                 self.reporter.unheard(event)
             given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
-            self.finished()
+        self._give_back(len(left))
         return given_up
 
     def _wake_watchers(self) -> None:
@@ -583,7 +607,16 @@ async def _stop_handlers(handlers: Iterable[Any]) -> None:
                 logger.exception("%s failed to stop", type(handler).__qualname__)
 
 
-def _route(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
+def _route(handlers: Sequence[Any]) -> Callable[[str], Sequence[Subscriber]]:
+    """Return what tells who receives the events of a name."""
+    routes = [_route_of_one(handler) for handler in handlers]
+    if len(routes) == 1:
+        return routes[0]
+    # a dict: one function may be reached through several handlers
+    return lambda name: tuple(dict.fromkeys(subscriber for route in routes for subscriber in route(name)))
+
+
+def _route_of_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
     route: Callable[[str], Sequence[Subscriber]] | None = getattr(handler, "matching_subscribers", None)
     if route is not None and not isinstance(handler, type):
         return route

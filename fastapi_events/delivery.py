@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol
 from fastapi_events.event import Event
 from fastapi_events.line import Item, Line
 from fastapi_events.reporter import GivenUp, Reporter
-from fastapi_events.scope import Bus, Scope
+from fastapi_events.scope import Bus, Scope, current_scope
 from fastapi_events.subscriber import Subscriber
 
-__all__ = ["Delivery", "DeliveryBus"]
+__all__ = ["Delivery", "DeliveryBus", "Tally"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 ROUTED_AT_ONCE: Final = 512  # events sorted into lines between two looks at the clock: about 1 ms
@@ -32,7 +32,6 @@ CANCELLATION_GRACE: Final = 1.0  # seconds that a cancelled subscriber gets to c
 class DeliveryBus(Bus, Protocol):
     """What a delivery needs of the EventBus."""
 
-    delivered: int
     reporter: Reporter
     copies_payloads: bool  # even for a single subscriber
 
@@ -48,9 +47,20 @@ class DeliveryBus(Bus, Protocol):
         """Let a delivery go."""
         ...
 
-    def finished(self) -> None:
-        """Count an event as no longer pending."""
-        ...
+
+class Tally:
+    """What the deliveries on one event loop count; only its thread does, so without a lock.
+
+    Attributes:
+        delivered: pairs of an event and a subscriber that handled it.
+        finished: events that no subscriber has yet to finish with.
+    """
+
+    __slots__ = ("delivered", "finished")
+
+    def __init__(self) -> None:
+        self.delivered: int = 0
+        self.finished: int = 0
 
 
 class Delivery:
@@ -59,15 +69,24 @@ class Delivery:
     Attributes:
         loop: that event loop.
         scope: whose events they are.
-        bus: which knows the subscribers, and counts.
+        bus: which knows the subscribers.
+        tally: where to count.
         is_stopped: nothing more begins: a drain gives up, or the loop ends.
+        slice_end: when, by `monotonic()`, it is time to let the event loop do other things.
     """
 
-    def __init__(self, bus: DeliveryBus, scope: Scope) -> None:
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.scope = scope
-        self.bus = bus
+    __slots__ = (
+        "_arrived", "_attended", "_is_cut_off", "_is_pausing", "_lines", "_ready", "_reinforcement", "_settled",
+        "_tasks", "_workers", "bus", "is_stopped", "loop", "scope", "slice_end", "tally",
+    )  # fmt: skip
+
+    def __init__(self, bus: DeliveryBus, scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally) -> None:
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.scope: Scope = scope
+        self.bus: DeliveryBus = bus
+        self.tally: Tally = tally
         self.is_stopped: bool = False
+        self.slice_end: float = 0.0
         self._is_cut_off = False  # by a drain, which reports what is left
         self._tasks: set[asyncio.Task[None]] = set()
         self._arrived: deque[tuple[deque[Event[Any]], Context]] = deque()
@@ -75,7 +94,6 @@ class Delivery:
         self._ready: deque[Line] = deque()
         self._workers = 0
         self._reinforcement: asyncio.Handle | None = None
-        self._slice_end = 0.0
         self._is_pausing = False
         self._attended = 0  # arrivals and lines that the ASGI call waits for
         self._settled: asyncio.Future[None] | None = None
@@ -86,6 +104,7 @@ class Delivery:
         Nothing is delivered before this returns, unless `eagerly` is set and the interpreter can (CPython 3.12).
         """
         self.bus.active(self)
+        context.run(current_scope.set, self.scope)
         self._arrived.append((deque(events), context))
         self._attended += 1
         if eagerly:
@@ -93,13 +112,17 @@ class Delivery:
         else:
             self.call_reinforcement()
 
-    def settled(self) -> asyncio.Future[None] | None:
-        """Return what is done when every first attempt has ended; None if that is so already."""
-        if not self._attended:
-            return None
-        if self._settled is None:
-            self._settled = self.loop.create_future()
-        return self._settled
+    def is_settled(self) -> bool:
+        """Tell whether every first attempt has ended."""
+        return not self._attended
+
+    async def settled(self) -> None:
+        """Wait until every first attempt has ended."""
+        await asyncio.sleep(0)  # for most it is enough that workers begin, and costs half as much as a future
+        if self._attended:
+            if self._settled is None:
+                self._settled = self.loop.create_future()
+            await self._settled
 
     def oldest(self) -> int | None:
         """Return when, in nanoseconds since the epoch, the oldest unfinished event was dispatched; from any thread."""
@@ -172,13 +195,17 @@ class Delivery:
 
     async def _work(self) -> None:
         self._workers += 1
-        self._slice_end = monotonic() + SLICE
+        self.slice_end = monotonic() + SLICE
         try:
-            while self._has_work():
+            while not self.is_stopped:
                 if self._arrived:
                     self._route(ROUTED_AT_ONCE)
-                else:
+                    if not self._arrived:
+                        continue
+                elif self._ready:
                     await self._serve(self._ready.popleft())
+                else:
+                    break
                 if self.has_had_enough():
                     if self._is_pausing:
                         break  # two that go on after a pause would take two slices of each turn of the loop
@@ -209,7 +236,8 @@ class Delivery:
             self.call_reinforcement()  # it may have been cancelled before it began
 
     def _rest(self) -> None:
-        self._dismiss_reinforcement()
+        if self._reinforcement is not None:
+            self._dismiss_reinforcement()
         self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
         if self.scope.ended:
             self.scope.connection = None
@@ -220,7 +248,7 @@ class Delivery:
 
     def has_had_enough(self) -> bool:
         """Tell whether it is time to let the event loop do other things, or nothing more may begin."""
-        return self.is_stopped or monotonic() >= self._slice_end
+        return self.is_stopped or monotonic() >= self.slice_end
 
     async def pause(self) -> None:
         """Let the event loop do other things."""
@@ -228,7 +256,7 @@ class Delivery:
             await asyncio.sleep(0)
         except asyncio.CancelledError as error:
             self.ends_worker(error)
-        self._slice_end = monotonic() + SLICE
+        self.slice_end = monotonic() + SLICE
 
     def ends_worker(self, error: BaseException) -> bool:
         """Tell whether an exception ends the running worker, rather than tells of a failure; if so, stop."""
@@ -271,18 +299,22 @@ class Delivery:
         subscribers = self.bus.subscribers(event)
         if not subscribers:
             self.bus.reporter.unheard(event)
-            self.bus.finished()
+            self.tally.finished += 1
             return
-        item = Item(event, context, len(subscribers), len(subscribers) > 1 or self.bus.copies_payloads)
+        lines = self._lines
+        is_copied = not event._shared and (len(subscribers) > 1 or self.bus.copies_payloads)
+        item = Item(event, context, len(subscribers), is_copied)
         for subscriber in subscribers:
-            line = self._lines.get(subscriber)
+            line = lines.get(subscriber)
             if line is None:
-                line = self._lines[subscriber] = Line(subscriber, self)
-            if not line.attended and line.is_idle():
+                line = lines[subscriber] = Line(subscriber, self)
+            if not line.attended and not line.workers and not line.waiting:
                 line.attended = True
                 self._attended += 1
             line.waiting.append(item)
-            self.offer(line)
+            if not line.queued and line.workers < subscriber.concurrency:
+                line.queued = True
+                self._ready.append(line)
 
     def offer(self, line: Line) -> None:
         """Put a line among those that wait for a worker, if its subscriber can be given an event."""
@@ -299,8 +331,14 @@ class Delivery:
         worker = _worker()
         try:
             while line.waiting:
-                context = line.waiting[0].context
-                await self._in_context(context.copy(), line.serve(context))
+                given = line.waiting[0].context
+                context, work = given.copy(), line.serve(given)
+                try:
+                    awaited = context.run(work.send, None)
+                except StopIteration:
+                    pass
+                else:
+                    await self._resume(context, work, awaited)
                 if worker.cancelling():
                     await self.uncancel()
                 if line.subscriber.concurrency > 1 or self.has_had_enough():
@@ -309,11 +347,12 @@ class Delivery:
             line.workers -= 1
             if line.waiting:
                 self.offer(line)
-            self.release(line)
+            if line.attended:
+                self.release(line)
 
     def release(self, line: Line) -> None:
         """Let the ASGI call go, as far as this line is concerned, once its first attempts have ended."""
-        if line.attended and line.has_only_retries():
+        if line.attended and ((not line.waiting and not line.workers) or line.has_only_retries()):
             line.attended = False
             self._attended -= 1
             self._settle()
@@ -322,7 +361,7 @@ class Delivery:
         """Count that one of an event's subscribers has finished with it."""
         item.remaining -= 1
         if not item.remaining:
-            self.bus.finished()
+            self.tally.finished += 1
 
     def _settle(self) -> None:
         if self._settled is not None and not self._attended:
@@ -331,26 +370,25 @@ class Delivery:
             self._settled = None
 
     @types.coroutine
-    def _in_context(self, context: Context, work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-        """Run a coroutine in a context of its own, within the running task.
+    def _resume(self, context: Context, work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+        """Go on with a coroutine that has suspended, in its own context, within the running task.
 
         A task for each line would do the same at ten times the price; sharing a context would show what one subscriber
         sets to the next.
         """
-        step: Callable[[Any], Any] = work.send
-        value: Any = None
         while True:
-            try:
-                awaited = context.run(step, value)
-            except StopIteration:
-                return
+            step: Callable[[Any], Any] = work.send
+            value: Any = None
             try:
                 value = yield awaited
-                step = work.send
             except BaseException as error:
                 if isinstance(error, GeneratorExit):  # the loop has gone, and its tasks are thrown away
                     self.is_stopped = True
                 value, step = error, work.throw
+            try:
+                awaited = context.run(step, value)
+            except StopIteration:
+                return
 
 
 def _worker() -> Any:

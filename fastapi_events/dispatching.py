@@ -175,18 +175,19 @@ class Dispatcher(ABC):
         if registry is None:
             registry = default_registry if target is None else target.registry
         name, payload, schema = _read(event, payload, event_name, registry)
-        state = _state(event, name, schema, target, subject=subject, headers=headers, source=source)
+        state = _state(event, name, schema, target, subject, headers, source)
+        serializer = None
         if schema is not None and validate_payload:
             payload = schema.validate(payload)
+            serializer = schema.serializer
+        if payload_schema_dump is None and target is not None:
+            payload_schema_dump = target.payload_schema_dump
         if opaque:
             state["_opaque"] = state["_shared"] = True
-        elif isinstance(payload, BaseModel) and (
-            payload_schema_dump or (payload_schema_dump is None and target is not None and target.payload_schema_dump)
-        ):
+        elif payload_schema_dump and isinstance(payload, BaseModel):
             state["_data"] = serialise(payload)
             payload = payload.model_dump()
         else:
-            serializer = schema.serializer if schema is not None and validate_payload else None
             payload, is_immutable, state["_data"] = freeze(payload, serializer)
             if is_immutable:
                 state["_shared"] = True
@@ -221,27 +222,29 @@ def _read(
     event: Any, payload: Any, event_name: EventName | None, registry: EventPayloadSchemaRegistry
 ) -> tuple[str, Any, Schema | None]:
     """Return name, payload and schema from the first three arguments of dispatch()."""
-    if isinstance(event, (str, Enum)):
+    if isinstance(event, BaseModel):
+        _refuse_second(payload)
+        if event_name is None and (schema := registry.schema_of_model(type(event))) is not None:
+            return schema.name, event, schema
+        name = registry.name_of_model(type(event)) if event_name is None else name_of(event_name)
+        return name, event, registry.schema(name)
+    if event is None or isinstance(event, (str, Enum)):
         name = name_of(event if event_name is None else event_name)
         return name, payload, registry.schema(name)
     if isinstance(event, EventType):
         return event.name, payload, event.schema
-    if event is None:
-        name = name_of(event_name)
-        return name, payload, registry.schema(name)
-    if isinstance(event, type) or not isinstance(event, (BaseModel, Event)):
-        kind = (
-            f"the class {event.__qualname__}" if isinstance(event, type) else f"an object of {type(event).__qualname__}"
-        )
-        raise PayloadError(f"{kind} cannot be dispatched: pass a model instance, or a name and a payload")
+    if isinstance(event, Event):
+        _refuse_second(payload)
+        name = event[0] if event_name is None else name_of(event_name)
+        whole: Event[Any] = event  # pyright: ignore[reportUnknownVariableType]  # isinstance() cannot tell of what
+        return name, whole[1], registry.schema(name)
+    kind = f"the class {event.__qualname__}" if isinstance(event, type) else f"an object of {type(event).__qualname__}"
+    raise PayloadError(f"{kind} cannot be dispatched: pass a model instance, or a name and a payload")
+
+
+def _refuse_second(payload: object) -> None:
     if payload is not None:
         raise PayloadError("a model or an Event has its payload already, and payload= is another: pass one of them")
-    if isinstance(event, Event):
-        name = event.name if event_name is None else name_of(event_name)
-        whole: Event[Any] = event  # pyright: ignore[reportUnknownVariableType]  # isinstance() cannot tell of what
-        return name, whole.payload, registry.schema(name)
-    name = registry.name_of_model(type(event)) if event_name is None else name_of(event_name)
-    return name, event, registry.schema(name)
 
 
 def _state(
@@ -249,18 +252,19 @@ def _state(
     name: str,
     schema: Schema | None,
     bus: BusForDispatch | None,
-    *,
     subject: str | None,
     headers: Mapping[str, str] | None,
     source: str | None,
 ) -> dict[str, Any]:
     """Return an event's metadata; only what differs from the defaults of Event."""
-    state: dict[str, Any] = {"_at": time.time_ns()}
+    state: dict[str, Any]
     if isinstance(event, Event):
         state = {key: value for key, value in event.__dict__.items() if key not in ("_data", "_shared", "_opaque")}
         state["_id"] = event.id
-    elif bus is not None and bus.source != DEFAULT_SOURCE:
-        state["_source"] = bus.source
+    else:
+        state = {"_at": time.time_ns()}
+        if bus is not None and bus.source != DEFAULT_SOURCE:
+            state["_source"] = bus.source
     if schema is not None and schema.version is not None:
         state.setdefault("_version", schema.version)
     if source is not None:

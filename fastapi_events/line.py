@@ -8,11 +8,12 @@ from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable, iscoroutine
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fastapi_events.errors import ForwardError, Rejection
 from fastapi_events.event import Event
-from fastapi_events.scope import Scope, current_event, current_scope, run_in_thread
+from fastapi_events.scope import Scope, current_event, run_in_thread
 from fastapi_events.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -83,10 +84,6 @@ class Line:
         self._delivery = delivery
         self._retrying: set[Item] = set()  # of those that run; each holds a worker
 
-    def is_idle(self) -> bool:
-        """Tell whether there is nothing to do."""
-        return not self.waiting and not self.workers
-
     def is_open(self) -> bool:
         """Tell whether the subscriber may be given another event now."""
         return self.workers < self.subscriber.concurrency
@@ -98,10 +95,12 @@ class Line:
     def serve(self, context: Context) -> Coroutine[Any, Any, None]:
         """Hand over events that came with this context, until there are no more or the delivery has had enough."""
         subscriber = self.subscriber
+        if subscriber.is_plain:
+            return self._one_by_one(context)
         if subscriber.batch:
             return self._hand_over(context)
         if subscriber.is_async or subscriber.retry or subscriber.timeout is not None or subscriber.concurrency > 1:
-            return self._one_by_one(context)
+            return self._each_by_itself(context)
         return self._hop(context)
 
     def give_up(self) -> list[tuple[Item, int]]:
@@ -114,28 +113,36 @@ class Line:
         return given_up
 
     async def _one_by_one(self, context: Context) -> None:
-        delivery, subscriber, waiting = self._delivery, self.subscriber, self.waiting
-        scope = delivery.scope
-        current_scope.set(scope)
+        delivery, subscriber, waiting, running = self._delivery, self.subscriber, self.waiting, self.running
+        scope, tally, call = delivery.scope, delivery.tally, subscriber.call
         worker: Any = asyncio.current_task()
-        plain = subscriber.is_async and subscriber.retry is None and subscriber.timeout is None
         while waiting and waiting[0].context is context:
             item = waiting.popleft()
-            self.running[item] = 1
-            if waiting and subscriber.concurrency > 1:
-                delivery.offer(self)
-                delivery.call_reinforcement()
-            if plain:
-                current_event.set(item.event)
-                try:
-                    await subscriber.call(item.event.for_subscriber() if item.copied else item.event, scope)
-                except BaseException as error:
-                    await self._failed(item, error, 1)
-                else:
-                    self._delivered(item)
+            running[item] = 1
+            event = item.event
+            current_event.set(event)
+            try:
+                await call(event.for_subscriber() if item.copied else event, scope)
+            except BaseException as error:
+                await self._failed(item, error, 1)
             else:
-                await self._persist(item)
-            if subscriber.concurrency > 1 or delivery.has_had_enough() or worker.cancelling():
+                if running.pop(item, None) is not None:  # else a drain has given it up, and reported it
+                    tally.delivered += 1
+                    item.remaining -= 1
+                    if not item.remaining:
+                        tally.finished += 1
+            if monotonic() >= delivery.slice_end or delivery.is_stopped or worker.cancelling():
+                return
+
+    async def _each_by_itself(self, context: Context) -> None:
+        while self.waiting and self.waiting[0].context is context:
+            item = self.waiting.popleft()
+            self.running[item] = 1
+            if self.waiting and self.subscriber.concurrency > 1:
+                self._delivery.offer(self)
+                self._delivery.call_reinforcement()
+            await self._persist(item)
+            if self.subscriber.concurrency > 1 or self._delivery.has_had_enough() or _is_cancelled():
                 return
 
     async def _persist(self, item: Item) -> None:
@@ -165,25 +172,33 @@ class Line:
                 return
 
     async def _attempt(self, item: Item, number: int) -> None:
-        subscriber, scope = self.subscriber, self._delivery.scope
+        subscriber = self.subscriber
         while self.threads:
             await asyncio.wait(self.threads)
         self.running[item] = number
         current_event.set(item.event)
         event = item.event.for_subscriber()
+        if subscriber.timeout is None:
+            await self._call(event, None)
+            return
         limit = asyncio.timeout(subscriber.timeout)
         try:
             async with limit:
-                if subscriber.is_async:
-                    await subscriber.call(event, scope)
-                else:
-                    await _if_awaitable(await self._in_thread(event, limit))
+                await self._call(event, limit)
         except TimeoutError as error:
             if limit.expired():
                 raise TimeoutError(f"no end after {subscriber.timeout} s") from error
             raise
 
-    async def _in_thread(self, event: Event[Any], limit: asyncio.Timeout) -> Any:
+    async def _call(self, event: Event[Any], limit: asyncio.Timeout | None) -> None:
+        if self.subscriber.is_async:
+            await self.subscriber.call(event, self._delivery.scope)
+            return
+        result = await self._in_thread(event, limit)
+        if isawaitable(result):  # a plain function around a coroutine function, as many decorators make it
+            await result
+
+    async def _in_thread(self, event: Event[Any], limit: asyncio.Timeout | None) -> Any:
         delivery, subscriber = self._delivery, self.subscriber
         thread = delivery.loop.create_task(
             run_in_thread(delivery.scope, _call, subscriber.call, lambda: event, delivery.scope)
@@ -191,7 +206,7 @@ class Line:
         try:
             await asyncio.wait({thread})
         except asyncio.CancelledError:
-            if limit.expired():  # it cannot be stopped: it keeps its place among the threads
+            if limit is not None and limit.expired():  # it cannot be stopped: it keeps its place among the threads
                 self.threads.add(thread)
                 thread.add_done_callback(self._ended_late)
                 delivery.bus.reporter.overran(event, subscriber.name)
@@ -214,7 +229,6 @@ class Line:
     async def _hop(self, context: Context) -> None:
         """Hand over a batch, event by event, in one worker thread."""
         scope = self._delivery.scope
-        current_scope.set(scope)
         items = self._take(context)
         left = deque(items)
         ended: list[Ended] = []
@@ -238,7 +252,6 @@ class Line:
 
     async def _hand_over(self, context: Context) -> None:
         """Hand over a batch in one call."""
-        current_scope.set(self._delivery.scope)
         items = self._take(context)
         # any of them may cause what the handler dispatches: the one at the end of the longest chain bounds it
         current_event.set(max((item.event for item in items), key=lambda event: len(event._chain)))
@@ -286,7 +299,7 @@ class Line:
 
     def _delivered(self, item: Item) -> None:
         if self.running.pop(item, None) is not None:  # else a drain has given it up, and reported it
-            self._delivery.bus.delivered += 1
+            self._delivery.tally.delivered += 1
             self._delivery.finish(item)
 
     async def _failed(self, item: Item, error: BaseException, attempts: int) -> None:
@@ -321,10 +334,9 @@ def _call(function: Callable[[Any, Scope], Any], event: Callable[[], Event[Any]]
         return None, error
 
 
-async def _if_awaitable(result: Any) -> None:
-    # a plain function around a coroutine function, as many decorators make it
-    if isawaitable(result):
-        await result
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _taken_off(items: deque[Item]) -> Iterator[Item]:

@@ -1,5 +1,6 @@
 """Wires a bus into a FastAPI, Starlette or other ASGI application."""
 
+import asyncio
 import logging
 import time
 import traceback
@@ -12,7 +13,7 @@ from fastapi_events import buses
 from fastapi_events.bus import BusOptions, EventBus
 from fastapi_events.errors import ConfigurationError
 from fastapi_events.handlers.base import EventHandler
-from fastapi_events.scope import Outcome, Scope, current_scope
+from fastapi_events.scope import Scope, current_scope
 
 __all__ = ["EventHandlerASGIMiddleware"]
 
@@ -77,39 +78,40 @@ class EventHandlerASGIMiddleware:
     async def _request(self, connection: Connection, receive: Receive, send: Send) -> None:
         status: int | None = None
 
-        async def watch(message: Message) -> None:
+        def watch(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
-        scope = await self._scope(connection, collects=True)
+        bus = self.bus
+        scope = Scope(bus, await self._loop(), collects=True, connection=connection, parent=current_scope.get())
         token = current_scope.set(scope)
         try:
             await self.app(connection, receive, watch)
         except BaseException as error:
-            settled = self.bus.end_scope(scope, Outcome(status, error))
+            delivery = bus.end_scope(scope, status, error)
             # a user's middleware is inside the one that writes the 500, which must not wait
-            if settled is not None and not self.bus.has_lifespan:
-                await settled
+            if delivery is not None and not bus.has_lifespan:
+                await delivery.settled()
             raise
         else:
             # servers answer with status 500 where the application answered nothing
-            settled = self.bus.end_scope(scope, Outcome(500 if status is None else status, None))
-            if settled is not None and self._waits():
-                await settled
+            delivery = bus.end_scope(scope, 500 if status is None else status)
+            if delivery is not None and self._waits():
+                await delivery.settled()
         finally:
             current_scope.reset(token)
 
     async def _websocket(self, connection: Connection, receive: Receive, send: Send) -> None:
-        scope = await self._scope(connection)
+        scope = Scope(self.bus, await self._loop(), connection=connection, parent=current_scope.get())
         token = current_scope.set(scope)
         try:
             await self.app(connection, receive, send)
         finally:
-            settled = self.bus.end_scope(scope, Outcome(None, None))
-            if settled is not None and self._waits():
-                await settled
+            delivery = self.bus.end_scope(scope)
+            if delivery is not None and self._waits():
+                await delivery.settled()
             current_scope.reset(token)
 
     async def _lifespan(self, connection: Connection, receive: Receive, send: Send) -> None:
@@ -150,14 +152,15 @@ class EventHandlerASGIMiddleware:
             bus.has_lifespan = False
             current_scope.reset(token)
 
-    async def _scope(self, connection: Connection, *, collects: bool = False) -> Scope:
+    async def _loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, on which the bus has been started."""
         loop = buses.asyncio_loop()
         if not self.bus.is_open_on(loop):
             try:
                 await self.bus.ensure_open()
             except Exception:
                 logger.exception("a handler failed to start; the request goes on, the next one tries again")
-        return Scope(self.bus, loop, collects=collects, connection=connection, parent=current_scope.get())
+        return loop
 
     def _waits(self) -> bool:
         if not self._wait and not self.bus.has_lifespan:

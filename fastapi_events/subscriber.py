@@ -1,7 +1,7 @@
 """Who receives an event: a function, or a whole handler."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Subscriber:
         retry: None for one attempt.
         timeout: seconds for one attempt; None for no limit.
         concurrency: how many events it may handle at once; 1 keeps their order.
+        is_plain: an async function without options, which needs no more than to be awaited.
     """
 
     name: str
@@ -36,6 +37,11 @@ class Subscriber:
     retry: Retry | None = None
     timeout: float | None = None
     concurrency: int = 1
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        has_options = self.batch or self.retry is not None or self.timeout is not None or self.concurrency > 1
+        object.__setattr__(self, "is_plain", self.is_async and not has_options)
 
 
 class Router(Protocol):

@@ -171,6 +171,9 @@ class LocalHandler(BaseEventHandler):
 
     def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
         """Return who receives events of this name, each once, in the order of registration."""
+        found = self._routes.get(name)
+        if found is not None and self._whole is None:
+            return found
         return self._functions(name) if self._whole is None else (self._whole,)
 
     def _functions(self, name: str) -> tuple[Subscriber, ...]:

@@ -30,12 +30,13 @@ class Schema:
 
     Attributes:
         name: the event name.
+        is_of_model: the model's own name is this one.
         type: the model, or for an EventType the type of its payload.
         version: of the schema; None where it has none.
         deliver_on: the outcome that the model wants to wait for; None where it does not say.
     """
 
-    __slots__ = ("_adapter", "deliver_on", "name", "type", "version")
+    __slots__ = ("_adapter", "deliver_on", "is_of_model", "name", "type", "version")
 
     def __init__(
         self, name: str, type_: Any, adapter: TypeAdapter[Any] | None = None, version: int | None = None
@@ -43,6 +44,7 @@ class Schema:
         self.name: str = name
         self.type: Any = type_
         self._adapter = adapter
+        self.is_of_model: bool = adapter is None and getattr(type_, "__event_name__", None) == name
         self.version: int | None = getattr(type_, "__event_version__", version)
         self.deliver_on: DeliverOn | None = getattr(type_, "__event_deliver_on__", None)
 
@@ -67,13 +69,14 @@ class Schema:
         """
         if self._adapter is not None:
             return self.validator.validate_python(payload)
-        if payload is None and not self.type.__pydantic_root_model__:
-            payload = {}
-        elif isinstance(payload, BaseModel) and not isinstance(payload, self.type):
-            payload = payload.model_dump()
-        elif dataclasses.is_dataclass(payload) and not isinstance(payload, type):
-            payload = {field.name: getattr(payload, field.name) for field in dataclasses.fields(payload)}
-        return self.validator.validate_python(payload, by_alias=True, by_name=True)
+        if not isinstance(payload, (self.type, dict)):
+            if payload is None and not self.type.__pydantic_root_model__:
+                payload = {}
+            elif isinstance(payload, BaseModel):
+                payload = payload.model_dump()
+            elif dataclasses.is_dataclass(payload) and not isinstance(payload, type):
+                payload = {field.name: getattr(payload, field.name) for field in dataclasses.fields(payload)}
+        return self.type.__pydantic_validator__.validate_python(payload, by_alias=True, by_name=True)
 
     def validate_json(self, data: object) -> Any:
         """Return the payload that was written as this JSON value; names and aliases are accepted."""
@@ -88,6 +91,7 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
 
     def __init__(self) -> None:
         self._schemas: dict[str, Schema] = {}
+        self._of_model: dict[type, Schema] = {}  # where it has the model's own name
 
     def __getitem__(self, name: EventName) -> Any:
         return self._schemas[name_of(name)].type
@@ -150,9 +154,18 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
         known = self._schemas.get(schema.name)
         if known is not None and _identity(known.type) != _identity(schema.type):
             raise DuplicateEventError(schema.name, known.type, schema.type)
-        if isinstance(schema.type, type) and issubclass(schema.type, BaseModel):
-            _warn_of_what_json_loses(schema.type)
+        type_: Any = schema.type
+        if isinstance(type_, type) and issubclass(type_, BaseModel):
+            _warn_of_what_json_loses(type_)
+        if known is not None and known.is_of_model:
+            del self._of_model[known.type]
         self._schemas[schema.name] = schema
+        if schema.is_of_model:
+            self._of_model[schema.type] = schema
+
+    def schema_of_model(self, model: type[BaseModel]) -> Schema | None:
+        """Return the schema of a model's own name, if it is this model; None where that is not so plain."""
+        return self._of_model.get(model)
 
     def name_of_model(self, model: type[BaseModel]) -> str:
         """Return the event name of a model: its `__event_name__`, else the one name it is registered for."""
@@ -170,11 +183,11 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
     @contextmanager
     def isolated(self) -> Generator["EventPayloadSchemaRegistry"]:
         """Forget at the end of the block what was registered in it; for tests."""
-        before = dict(self._schemas)
+        before = self._schemas.copy(), self._of_model.copy()
         try:
             yield self
         finally:
-            self._schemas = before
+            self._schemas, self._of_model = before
 
 
 registry: EventPayloadSchemaRegistry = EventPayloadSchemaRegistry()
