@@ -22,7 +22,8 @@ class Retry:
         attempts: how often the subscriber is started at most, the first time included.
         initial: upper bound of the first wait, in seconds.
         maximum: upper bound of every wait, in seconds.
-        on: exceptions that are worth another attempt; others end at once, as `Unrecoverable` does.
+        on: exceptions that are worth another attempt; others end at once, as `Unrecoverable` and `ConfigurationError`
+            always do.
         sleep: waits for the given seconds; for tests.
         uniform: gives a number between its two arguments; for tests.
     """
@@ -45,7 +46,8 @@ class Retry:
 
     def covers(self, error: BaseException, attempt: int) -> bool:
         """Tell whether another attempt follows when attempt number `attempt`, from 1, failed with this."""
-        return attempt < self.attempts and isinstance(error, self.on) and not isinstance(error, Unrecoverable)
+        is_final = isinstance(error, (Unrecoverable, ConfigurationError))  # what is set up wrong fails every time
+        return attempt < self.attempts and isinstance(error, self.on) and not is_final
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait after attempt number `attempt`, from 1."""

@@ -1,17 +1,19 @@
 """The running request, block or delivery, and how code below finds it."""
 
 import asyncio
+import threading
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, WouldBlock
 
 from fastapi_events.event import Event
 from fastapi_events.names import DeliverOn
 
-__all__ = ["Bus", "Outcome", "Scope", "current_event", "current_scope", "run_in_thread"]
+__all__ = ["Bus", "Outcome", "Scope", "current_event", "current_scope", "run_in_thread", "undisturbed"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -55,7 +57,18 @@ class Scope:
         ended: whether the request or block is over; a connection lasts as long as it, or as its last delivery.
     """
 
-    __slots__ = ("app", "backlog", "bus", "cause", "conditions", "connection", "delivery", "ended", "loop", "parent")
+    __slots__ = (
+        "_app",
+        "_connection",
+        "backlog",
+        "bus",
+        "cause",
+        "conditions",
+        "delivery",
+        "ended",
+        "loop",
+        "parent",
+    )
 
     def __init__(
         self,
@@ -69,13 +82,28 @@ class Scope:
         self.bus: Any = bus
         self.loop: asyncio.AbstractEventLoop | None = loop
         self.parent: Scope | None = parent
-        self.app: Any = connection.get("app") if connection is not None else None
-        self.connection: MutableMapping[str, Any] | None = connection
         self.cause: Event[Any] | None = current_event.get()
         self.backlog: list[Event[Any]] | None = [] if collects else None
         self.conditions: dict[int, DeliverOn] | None = None
         self.delivery: Any = None
         self.ended: bool = False
+        self._app: Any = None if connection is None else connection.get("app")
+        self._connection = connection
+
+    @property
+    def app(self) -> Any:
+        if self._app is None and self._connection is not None:
+            self._app = self._connection.get("app")  # where the middleware is around it, it enters itself when called
+        return self._app
+
+    @property
+    def connection(self) -> MutableMapping[str, Any] | None:
+        return self._connection
+
+    @connection.setter
+    def connection(self, connection: MutableMapping[str, Any] | None) -> None:
+        self._app = self.app  # events that come after the last delivery need it still
+        self._connection = connection
 
     def collects(self) -> bool:
         """Tell whether an event that is dispatched now waits for the end; what its subscribers cause does not."""
@@ -86,10 +114,58 @@ current_scope: ContextVar[Scope | None] = ContextVar("fastapi_events.scope", def
 current_event: ContextVar[Event[Any] | None] = ContextVar("fastapi_events.event", default=None)  # being handled
 
 
-async def run_in_thread(scope: Scope, function: Callable[[*Ts], T], *args: *Ts) -> T:
+async def run_in_thread(scope: Scope, function: Callable[[*Ts], T], *args: *Ts, to_end: bool = False) -> T:
     """Run a function in a worker thread under the bus's own limiter, with the context variables of the caller.
 
-    If the caller is cancelled, the thread runs on and its result is dropped.
+    If the caller is cancelled before the function has begun, it never does. If after that, it runs on and keeps its
+    place among the threads, and its result is dropped; the caller leaves at once, or `to_end`, when it has ended.
     """
-    limiter = None if scope.bus is None else scope.bus.limiter()
-    return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=limiter)
+    limiter: CapacityLimiter
+    limiter = anyio.to_thread.current_default_thread_limiter() if scope.bus is None else scope.bus.limiter()
+    loop = asyncio.get_running_loop()
+    place: asyncio.Future[None] = loop.create_future()  # done when a thread that was left alone has ended
+    begun = threading.Lock()  # whoever acquires it decides: the thread begins, or the caller gives up
+    leaving = threading.Lock()  # whoever comes second, the thread or the caller, gives the place back
+
+    def run() -> T:
+        if not begun.acquire(blocking=False):
+            raise asyncio.CancelledError
+        try:
+            return function(*args)
+        finally:
+            if not leaving.acquire(blocking=False):
+                with suppress(RuntimeError):  # the loop has been closed
+                    loop.call_soon_threadsafe(give_back)
+
+    def give_back() -> None:
+        limiter.release_on_behalf_of(place)
+        place.set_result(None)
+
+    try:
+        limiter.acquire_on_behalf_of_nowait(place)
+    except WouldBlock:
+        await limiter.acquire_on_behalf_of(place)
+    try:
+        # not under the bus's limiter itself: anyio gives the place back while a thread that was left alone runs on
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+    except GeneratorExit:  # the loop has gone
+        to_end = False
+        raise
+    finally:
+        if begun.acquire(blocking=False) or not leaving.acquire(blocking=False):
+            limiter.release_on_behalf_of(place)
+        elif to_end:
+            await undisturbed(place)
+
+
+async def undisturbed(future: asyncio.Future[T]) -> T:
+    """Wait for the end of something; if this task is cancelled meanwhile, say so afterwards."""
+    cancelled = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from None if future.cancelled() else future.exception()
+    return future.result()

@@ -1,7 +1,7 @@
 """What worker threads do for a function on the event loop, and the other way round."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from contextvars import Context, copy_context
 from types import TracebackType
@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, from_thread, to_thread
 
-from fastapi_events.scope import Scope, run_in_thread
+from fastapi_events.scope import Scope, run_in_thread, undisturbed
 
-__all__ = ["Hop", "finish", "opened_on_loop"]
+__all__ = ["Hop", "opened_on_loop"]
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Hop:
 
     async def __aenter__(self) -> tuple[Any, ...]:
         try:
-            return await finish(run_in_thread(self._scope, self._enter))
+            return await run_in_thread(self._scope, self._enter, to_end=True)
         except BaseException as error:
             if not await self.__aexit__(type(error), error, error.__traceback__):
                 raise
@@ -52,25 +52,12 @@ class Hop:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        # a limiter of its own: waiting for a thread that waits for what is closed here would be a deadlock
         def leave() -> bool | None:
             return self._context.run(self._stack.__exit__, kind, error, traceback)
 
-        return bool(await finish(to_thread.run_sync(leave, limiter=CapacityLimiter(1))))
-
-
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Await a thread to its end; if this task is cancelled in between, say so afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from None if task.cancelled() else task.exception()
-    return task.result()
+        # a limiter of its own: waiting for a thread that waits for what is closed here would be a deadlock; and a task
+        # of its own, which nobody cancels: what was opened is closed
+        return bool(await undisturbed(asyncio.ensure_future(to_thread.run_sync(leave, limiter=CapacityLimiter(1)))))
 
 
 @contextmanager

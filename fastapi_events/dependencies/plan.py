@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from anyio import from_thread
 
-from fastapi_events.dependencies.hops import Hop, finish, opened_on_loop
+from fastapi_events.dependencies.hops import Hop, opened_on_loop
 from fastapi_events.dependencies.signatures import Kind
 from fastapi_events.errors import SubscriberError
 from fastapi_events.event import Event
@@ -112,7 +112,6 @@ def write_plan(
     namespace.update(
         Hop=Hop,
         check=partial(_check_result, name),
-        finish=finish,
         overridden=overridden,
         run_in_thread=run_in_thread,
         swallowed=partial(_swallowed, name),
@@ -180,7 +179,7 @@ def _items_on_loop(steps: Sequence[Step]) -> list[_Item]:
                     items.append(([_assignment(step, "" if step.kind is None else "await ")], False))
         elif segment[-1] is steps[-1]:
             hop = ["def hop():", *_indent(_nest(_items_in_thread(segment), ""))]
-            items.append(([*hop, "await finish(run_in_thread(scope, hop))"], False))
+            items.append(([*hop, "await run_in_thread(scope, hop, to_end=True)"], False))
         else:
             items.append(_hop(segment))
     return items
@@ -197,7 +196,7 @@ def _hop(segment: Sequence[Step]) -> _Item:
     hop = [f"def hop({'stack' if opens else ''}):", *_indent([*lines, f"return {values}"])]
     if opens:
         return [*hop, f"async with Hop(scope, hop, swallowed) as {values}:"], True
-    return [*hop, f"{values} = await finish(run_in_thread(scope, hop))"], False
+    return [*hop, f"{values} = await run_in_thread(scope, hop, to_end=True)"], False
 
 
 def _segments(steps: Sequence[Step]) -> list[list[Step]]:

@@ -91,10 +91,7 @@ class _Overridden:
         self._last: tuple[Mapping[Any, Any], Call] | None = None
 
     def __call__(self, scope: Scope) -> Call | None:
-        app = scope.app
-        if app is None and scope.connection is not None:  # the middleware is around the application, not inside
-            app = scope.connection.get("app")
-        of_app: Mapping[Any, Any] | None = getattr(app, "dependency_overrides", None)
+        of_app: Mapping[Any, Any] | None = getattr(scope.app, "dependency_overrides", None)
         of_bus: Mapping[Any, Any] | None = getattr(scope.bus, "dependency_overrides", None)
         if not of_app and not of_bus:
             return None
