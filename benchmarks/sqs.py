@@ -1,6 +1,6 @@
 """Compares what forwarding events to SQS costs, against an endpoint of our own that answers at once or after 10 ms.
 
-sqs.py [--quick] [--old PYTHON]    → tables in Markdown
+sqs.py [--quick] [--rounds N] [--old PYTHON]    → tables in Markdown
 
 Needs this library and boto3. fastapi-events 0.12.2 has this library's import name, so that it is measured with another
 interpreter: `--old`, else one in a temporary environment, made with pip. `sqs_worker.py` is what is measured; started
@@ -29,6 +29,8 @@ from sqs_worker import BY_HAND
 __all__: list[str] = []
 
 WORKER = Path(__file__).with_name("sqs_worker.py")
+ROUNDS = 21
+FEW = 3  # where a rough look will do; at a rate the figures hardly vary
 TITLES = {
     "plain": "plain boto3, calls of ten",
     "ready": "the same, bodies written before",
@@ -64,9 +66,13 @@ CASES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rough look in seconds")
+    parser.add_argument("--quick", action="store_true", help=f"a rough look in seconds: {FEW} rounds")
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds of each case, {ROUNDS} unless told; at a rate {FEW} at most"
+    )
     parser.add_argument("--old", metavar="PYTHON", help="an interpreter that has fastapi-events 0.12.2 and boto3")
     options = parser.parse_args()
+    rounds = options.rounds or (FEW if options.quick else ROUNDS)
     with ExitStack() as stack:
         old = options.old or stack.enter_context(_old_environment())
         endpoints = {
@@ -78,9 +84,8 @@ def main() -> None:
             for name in TITLES
         }
         for case in CASES:
-            print(
-                _table(case, _measure(case, workers, ports, rounds=3 if options.quick or case.rate else 21)), flush=True
-            )
+            samples = _measure(case, workers, ports, rounds=min(rounds, FEW) if case.rate else rounds)
+            print(_table(case, samples), flush=True)
     print("CPU time is that of all threads of the process; the ratio is the median of paired rounds.")
 
 

@@ -52,7 +52,7 @@ async def cancel_order(order_id: int) -> None:
 
 def read(sqs: Any, url: str) -> None:
     """Print what is in the queue, and take it out."""
-    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1).get("Messages"):
         for message in messages:
             match Event.from_json(message["Body"]):
                 case Event(_, OrderPlaced() as order):

@@ -1,18 +1,22 @@
 """Serves the quickstart with a real server, sends it requests, and shows what its handlers received and when.
 
-Exits with an error if that is not what must be: every event after its response, none lost, none invented.
+Then runs the SQS example, where events go through a queue to a reader. Exits with an error if something is not what
+must be: every event after its response, none lost, none invented.
 """
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO, NamedTuple, Self
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -25,12 +29,27 @@ HANDLERS = {
     "send_confirmation": "^send_confirmation: order",
 }
 
+# What the SQS example prints: the requests to its application, then what its reader took out of the queue.
+SENT = ["POST /orders/1?customer=ada: 202", "POST /orders/2?customer=grace: 202", "DELETE /orders/1: 202"]
+RECEIVED = [
+    "received: order 1 was cancelled",
+    "received: order 1 was placed by ada",
+    "received: order 2 was placed by grace",
+]
+
 
 def main() -> None:
     """Run every part of the demonstration."""
+    signal.signal(signal.SIGTERM, leave)
     with Server("quickstart:app") as server:
         show_quickstart(server)
+    show_sqs()
     print("\neverything is as it must be")
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """End the demonstration as Ctrl-C does, so that no server is left behind."""
+    raise SystemExit(f"stopped by {signal.Signals(number).name}")
 
 
 def show_quickstart(server: "Server") -> None:
@@ -81,6 +100,33 @@ def show_exchange(
     require(response.time < received["send_confirmation"].time, "the client had to wait for send_confirmation")
 
 
+def show_sqs() -> None:
+    """Run the SQS example: an application, a stand-in for AWS on this machine, and a reader that gets typed events."""
+    print("\npython examples/sqs.py")
+    if not all(map(find_spec, ("boto3", "moto", "flask"))):  # moto without [server] has no flask
+        print("   skipped: to see events go through an SQS queue, pip install boto3 'moto[server]'")
+        return
+    began = time.monotonic()
+    command = [sys.executable, "-u", str(EXAMPLES / "sqs.py")]
+    # In a session of its own: that way the servers that it starts can be stopped with it.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        output = output_of(process.stdout)
+        for number in range(len(SENT) + len(RECEIVED)):
+            line = output.wait_for("", number)
+            print(f"   {(line.time - began) * 1000:+5.0f} ms  {line.text}")
+        code = process.wait(PATIENCE)
+        output.join()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(PATIENCE)
+    printed = [line.text for line in output.lines]
+    require(code == 0, f"examples/sqs.py exited with {code}")
+    require(printed[: len(SENT)] == SENT, f"the application was to get {SENT}")
+    require(sorted(printed[len(SENT) :]) == RECEIVED, f"the reader was to get {RECEIVED}")  # a queue keeps no order
+
+
 def require(condition: bool, otherwise: str) -> None:
     """Leave with an error unless the condition holds."""
     if not condition:
@@ -128,6 +174,13 @@ class Output:
                     self._news.notify_all()
 
 
+def output_of(stream: IO[str] | None) -> Output:
+    """Read what a process writes to a stream; None is what Popen has where it was not asked for one."""
+    if stream is None:
+        raise RuntimeError("the process has no output to read")
+    return Output(stream)
+
+
 class Response(NamedTuple):
     """What the client got; when it had all of it (seconds of the monotonic clock), and how long that took (seconds)."""
 
@@ -146,10 +199,8 @@ class Server:
     def __init__(self, app: str) -> None:
         command = [sys.executable, "-m", "uvicorn", app, "--app-dir", str(EXAMPLES), "--port", "0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        if self.process.stdout is None or self.process.stderr is None:
-            raise RuntimeError("the server has no output to read")
-        self.stdout = Output(self.process.stdout)
-        self.stderr = Output(self.process.stderr)
+        self.stdout = output_of(self.process.stdout)
+        self.stderr = output_of(self.process.stderr)
 
     def __enter__(self) -> Self:
         return self

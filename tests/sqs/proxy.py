@@ -6,6 +6,8 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -49,7 +51,10 @@ class FaultProxy:
         self.calls: list[int] = []
         self.hanging = threading.Event()
         self.released = threading.Event()
+        self.forwarding = threading.Lock()
         self._target = port
+        self._under_way = 0
+        self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
         self._server = _Server(("127.0.0.1", 0), _Exchange)
@@ -67,6 +72,23 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Count a call as being under way."""
+        with self._changed:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def wait_until_quiet(self) -> None:
+        """Wait for calls that their callers have given up: they may yet put something into the queue."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self._under_way, timeout=30)
 
     def url(self, queue_url: str) -> str:
         """Return the URL of a queue behind this proxy."""
@@ -96,12 +118,13 @@ class _Exchange(BaseHTTPRequestHandler):
             self._answer(*self._forward(request))
             return
         proxy = self.server.proxy
-        proxy.calls.append(len(request["Entries"]))
-        fault = proxy.faults.popleft() if proxy.faults else proxy.always
-        if fault is None:
-            self._answer(*self._forward(request))
-        else:
-            self._suffer(fault, request)
+        with proxy.exchange():
+            proxy.calls.append(len(request["Entries"]))
+            fault = proxy.faults.popleft() if proxy.faults else proxy.always
+            if fault is None:
+                self._answer(*self._forward(request))
+            else:
+                self._suffer(fault, request)
 
     def _suffer(self, fault: Fault, request: dict[str, Any]) -> None:
         match fault.kind:
@@ -142,9 +165,10 @@ class _Exchange(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=30)
         try:
             headers = {name: self.headers[name] for name in ("X-Amz-Target", "Content-Type", "Authorization")}
-            connection.request("POST", self.path, json.dumps(request), headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            with self.server.proxy.forwarding:  # moto looks for a duplicate and adds the message in two steps
+                connection.request("POST", self.path, json.dumps(request), headers)
+                answer = connection.getresponse()
+                return answer.status, answer.read()
         finally:
             connection.close()
 
