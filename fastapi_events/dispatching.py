@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict, Unpack
 
 from fastapi_events.errors import ChainTooLongError, ConfigurationError, PayloadError
-from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers
+from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers, check_text
 from fastapi_events.event_type import EventType
 from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
 from fastapi_events.payload import freeze, serialise
@@ -232,7 +232,7 @@ def _read(
         name = name_of(event if event_name is None else event_name)
         return name, payload, registry.schema(name)
     if isinstance(event, EventType):
-        return event.name, payload, event.schema
+        return event.name if event_name is None else name_of(event_name), payload, event.schema
     if isinstance(event, Event):
         _refuse_second(payload)
         name = event[0] if event_name is None else name_of(event_name)
@@ -263,22 +263,25 @@ def _state(
         state["_id"] = event.id
     else:
         state = {"_at": time.time_ns()}
-        if bus is not None and bus.source != DEFAULT_SOURCE:
-            state["_source"] = bus.source
+    if bus is not None and bus.source != DEFAULT_SOURCE:
+        state.setdefault("_source", bus.source)
     if schema is not None and schema.version is not None:
         state.setdefault("_version", schema.version)
     if source is not None:
+        check_text("source", source)
         state["_source"] = source
     if subject is not None:
+        check_text("subject", subject)
         state["_subject"] = subject
     cause = current_event.get()
     general = None if bus is None else bus.headers
     if cause is None and not general and not headers:
         return state
-    merged = dict(state.get("_headers", ()))
+    merged: dict[str, str] = {}
     if general:
         given = general() if callable(general) else general
         merged.update(check_headers(given))  # ty: ignore[invalid-argument-type]  # it takes a Mapping for callable
+    merged.update(state.get("_headers", ()))
     if cause is not None:
         chain = state["_chain"] = (*cause._chain, cause.name)
         if bus is not None and len(chain) >= bus.max_depth:

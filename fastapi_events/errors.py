@@ -150,5 +150,5 @@ MissingEventNameDuringRegistration = EventNameMissingError
 MultiplePayloadsDetectedDuringDispatch = PayloadError
 
 
-def _path(schema: type) -> str:
-    return f"{schema.__module__}.{schema.__qualname__}"
+def _path(schema: object) -> str:
+    return f"{schema.__module__}.{schema.__qualname__}" if isinstance(schema, type) else repr(schema)

@@ -28,6 +28,7 @@ _CORE_ATTRIBUTES: Final = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "dataversion", "data"}
 )
 _HEADER_NAME: Final = re.compile(r"[a-z0-9]+")
+LONGEST_VERSION: Final = 100  # digits; Python reads no more than 4,300
 
 # for type checkers: it has a type of its own for every class, and they disagree about a subclass
 _new_tuple: Final[Callable[..., Any]] = tuple.__new__  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
@@ -80,6 +81,12 @@ class Event(tuple[str, PayloadT_co]):
         state: dict[str, Any] = {"_at": _nanoseconds(time) if time else clock.time_ns()}
         if id is not None:
             state["_id"] = id
+            check_text("id", id)
+        if subject is not None:
+            check_text("subject", subject)
+        check_text("source", source)
+        if version is not None and type(version) is not int:
+            raise PayloadError(f"the version must be an integer, not {version!r}", path="version")
         if headers:
             state["_headers"] = check_headers(headers)
         for key, value, default in (
@@ -89,7 +96,9 @@ class Event(tuple[str, PayloadT_co]):
         ):
             if value != default:
                 state[key] = value
-        return cls._of(name_of(name), payload, state)
+        text = name_of(name)
+        check_text("name", text)
+        return cls._of(text, payload, state)
 
     @classmethod
     def _of(cls, name: str, payload: Any, state: dict[str, Any]) -> "Event[Any]":
@@ -190,7 +199,7 @@ class Event(tuple[str, PayloadT_co]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Event._of, (self[0], self[1], {**self.__dict__, "_id": self.id, "_headers": dict(self._headers)})
+        return _restore, (self[0], self[1], {**self.__dict__, "_id": self.id, "_headers": dict(self._headers)})
 
     def __repr__(self) -> str:
         return f"Event({self[0]!r}, {self[1]!r}, id={self.id!r})"
@@ -202,6 +211,29 @@ class Event(tuple[str, PayloadT_co]):
 
         def __delattr__(self, name: str) -> NoReturn:
             raise AttributeError(f"an event is immutable: {name!r} cannot be deleted")
+
+
+def _restore(name: str, payload: Any, state: dict[str, Any]) -> Event[Any]:
+    return Event._of(name, payload, {**state, "_headers": MappingProxyType(state["_headers"])})
+
+
+def check_text(attribute: str, text: object) -> None:
+    """See to it that an attribute is what a CloudEvent can carry.
+
+    Raises:
+        PayloadError: it is no string, or empty, or no Unicode text.
+    """
+    if not isinstance(text, str) or not text:
+        raise PayloadError(f"the {attribute} of an event must be a string with text, not {text!r}", path=attribute)
+    if not text.isascii():
+        _check_unicode(text, f"the {attribute} of an event", attribute)
+
+
+def _check_unicode(text: str, what: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"{what} is no Unicode text: {error}", path=path) from error
 
 
 def check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
@@ -222,12 +254,14 @@ def check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
                 f"the header {name!r} must be a string, not {type(value).__name__}: use str()",
                 path=f"headers[{name!r}]",
             )
+        if not value.isascii():
+            _check_unicode(value, f"the header {name!r}", f"headers[{name!r}]")
     return MappingProxyType(dict(headers))
 
 
 def _uuid7(nanoseconds: int) -> str:
     """Make a UUID of RFC 9562, version 7, the 12 bits after the milliseconds being their fraction."""
-    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    milliseconds, rest = divmod(max(nanoseconds, 0), 1_000_000)  # it knows no time before 1970
     number = milliseconds << 80 | 0x7 << 76 | (rest << 12) // 1_000_000 << 64
     number |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
     digits = f"{number:032x}"
@@ -251,7 +285,7 @@ _quoted_often = functools.lru_cache(maxsize=1024)(_quoted)  # names and sources 
 def _parse(data: str | bytes) -> dict[str, Any]:
     try:
         attributes = from_json(data, allow_inf_nan=False)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a string that is no Unicode text
         raise PayloadError(f"this is not JSON: {error}", path="") from error
     if not isinstance(attributes, dict):
         raise PayloadError(f"a CloudEvent is a JSON object, not {type(attributes).__name__}", path="")
@@ -284,10 +318,10 @@ def _parse_time(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
+        time = datetime.fromisoformat(text.upper())  # CPython 3.11 reads no "z"
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise PayloadError(f"the time {text!r} is not of RFC 3339, as 2026-01-31T12:00:00Z is", path="time") from error
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _parse_version(value: object) -> int | None:
@@ -295,7 +329,7 @@ def _parse_version(value: object) -> int | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < LONGEST_VERSION:
         return int(value)
     raise PayloadError(f"dataversion must be an integer, not {value!r}", path="dataversion")
 

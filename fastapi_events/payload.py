@@ -72,12 +72,14 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value if _is_immutable_type(kind) else _copy_model(value)
     if isinstance(value, _CONTAINERS):
+        for part in value.values() if isinstance(value, dict) else value:
+            snapshot(part)  # refuses iterators, which deepcopy() would share
         return copy.deepcopy(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         taken = copy.copy(value)
-        for field in dataclasses.fields(value):
+        for name in {field.name for field in dataclasses.fields(value)} | getattr(value, "__dict__", {}).keys():
             # object's own: the dataclass may be frozen
-            object.__setattr__(taken, field.name, snapshot(getattr(value, field.name)))
+            object.__setattr__(taken, name, snapshot(getattr(value, name)))
         return taken
     if isinstance(value, Iterator):
         raise TypeError("an iterator can be read only once: make a list of it")
@@ -144,7 +146,10 @@ def _is_frozen_model(model: type[BaseModel], within: frozenset[type]) -> bool:
 
 
 def _explain(payload: object, error: Exception) -> PayloadError:
-    path, reason = _culprit(payload, "payload", ()) or ("payload", str(error))
+    try:
+        path, reason = _culprit(payload, "payload", ()) or ("payload", str(error))
+    except RecursionError:
+        path, reason = "payload", "it is nested too deeply"
     return PayloadError(
         f"{path} cannot be written as JSON: {reason}; convert it, or dispatch with opaque=True "
         "to hand the object to local subscribers only",
@@ -160,6 +165,12 @@ def _culprit(value: object, path: str, above: tuple[int, ...]) -> tuple[str, str
         return path, f"JSON has no {value}"
     if isinstance(value, Iterator):
         return path, f"an iterator ({type(value).__name__}) can be read only once: make a list of it"
+    if isinstance(value, Mapping):
+        for key in value:
+            try:
+                to_json({key: None})
+            except (PydanticSerializationError, ValueError) as error:
+                return path, f"its key {key!r}: {error}"
     parts = _parts(value, path)
     for part_path, part in parts:
         if found := _culprit(part, part_path, (*above, id(value))):
@@ -168,7 +179,7 @@ def _culprit(value: object, path: str, above: tuple[int, ...]) -> tuple[str, str
         return None
     try:
         to_json(value)
-    except (PydanticSerializationError, ValueError) as error:
+    except (PydanticSerializationError, ValueError, AttributeError) as error:
         return path, f"{type(value).__name__}: {error}"
     return None
 
@@ -177,7 +188,8 @@ def _parts(value: object, path: str) -> list[tuple[str, object]]:
     if isinstance(value, BaseModel):
         return [(f"{path}.{name}", part) for name, part in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f"{path}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+        names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+        return [(f"{path}.{name}", getattr(value, name)) for name in names]
     if isinstance(value, Mapping):
         return [(f"{path}[{key!r}]", part) for key, part in value.items()]
     if isinstance(value, (list, tuple, set, frozenset, deque)):

@@ -176,7 +176,6 @@ async def test_every_spelling_delivers_the_event_and_returns_it(recorder, to_bus
 
 
 @EITHER
-@pytest.mark.xfail(strict=True, reason="event_name= is ignored beside an EventType")
 async def test_event_name_wins_over_an_event_type_or_is_refused(recorder, to_bus):
     async with EventBus([recorder]) as bus:
         try:
@@ -561,7 +560,6 @@ async def test_what_is_given_wins_over_what_the_event_has(recorder):
     assert (event.subject, event.source, event.headers) == ("old", "/old", {"tenant": "old", "kept": "1"})
 
 
-@pytest.mark.xfail(strict=True, reason="an event that names no source keeps that of the library")
 async def test_both_ways_to_send_an_event_type_bear_the_source_of_the_bus(recorder):
     async with EventBus([recorder], source="/shop"):
         dispatch(MARKS, [1])
@@ -569,9 +567,6 @@ async def test_both_ways_to_send_an_event_type_bear_the_source_of_the_bus(record
     assert [event.source for event in recorder.events] == ["/shop", "/shop"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the headers of the bus replace those of the event; the source is the event's own"
-)
 async def test_the_headers_of_an_event_win_over_those_of_the_bus(recorder):
     async with EventBus([recorder], headers={"tenant": "of the bus"}):
         dispatch(Event("a", headers={"tenant": "of the event"}))
@@ -606,7 +601,6 @@ async def test_headers_that_no_event_can_carry_are_refused_at_the_callers_line(r
     [{"subject": 1}, {"subject": ""}, {"source": ""}, {"subject": "\ud800"}, {"headers": {"tenant": "\ud800"}}],
     ids=["number", "empty subject", "empty source", "subject that is no UTF-8", "header that is no UTF-8"],
 )
-@pytest.mark.xfail(strict=True, reason="it is accepted, and fails in the handler that forwards it or in its reader")
 async def test_metadata_that_cannot_be_forwarded_is_refused_at_the_callers_line(recorder, metadata):
     async with EventBus([recorder]):
         with pytest.raises(PayloadError):

@@ -185,7 +185,6 @@ def test_a_copy_is_the_same_event(duplicate, make):
 
 
 @COPIES
-@pytest.mark.xfail(strict=True, reason="the headers of a copy are a dict, which anybody can change")
 def test_the_headers_of_a_copy_are_read_only(duplicate):
     with pytest.raises(TypeError):
         duplicate(whole()).headers["tenant"] = "y"
@@ -232,7 +231,6 @@ def test_the_id_is_a_uuid7_of_its_time(time):
     assert event.time == time
 
 
-@pytest.mark.xfail(strict=True, reason="the id of a time before 1970 begins with a minus, and is no UUID")
 def test_an_event_of_before_1970_has_an_id_too():
     event = Event("moon.landed", time=datetime(1969, 7, 20, 20, 17, tzinfo=UTC))
     assert uuid.UUID(event.id).version == 7
@@ -340,7 +338,6 @@ def test_what_json_cannot_express_is_an_error_with_the_path(payload, path):
     assert str(refusal.value).startswith(f"{path} cannot")
 
 
-@pytest.mark.xfail(strict=True, reason="what is no number is written as Python shows it, which is no JSON")
 @pytest.mark.parametrize("version", [True, "one"])
 def test_a_version_that_is_no_integer_is_refused_or_written_as_json(version):
     try:
@@ -350,7 +347,6 @@ def test_a_version_that_is_no_integer_is_refused_or_written_as_json(version):
     assert json.loads(written)["type"] == "a"
 
 
-@pytest.mark.xfail(strict=True, reason="to_json() writes what from_json() and the specification refuse")
 @pytest.mark.parametrize(
     "attributes",
     [{"id": ""}, {"source": ""}, {"subject": ""}, {"subject": 1}, {"id": 1}, {"version": 1.5}],
@@ -362,7 +358,6 @@ def test_metadata_that_no_reader_would_take_is_refused(attributes):
     assert refusal.value.path == next(iter(attributes))
 
 
-@pytest.mark.xfail(strict=True, reason="the error of pydantic comes out, and only when the event is written")
 @pytest.mark.parametrize(
     "attributes",
     [{"name": "a\ud800"}, {"source": "\ud800"}, {"subject": "\ud800"}, {"headers": {"tenant": "\ud800"}}],
@@ -505,11 +500,7 @@ def test_json_by_any_name_is_read(content_type):
         ("2026-01-31T12:00:00.123456789Z", datetime(2026, 1, 31, 12, 0, 0, 123_456, tzinfo=UTC)),  # as Go writes it
         ("2026-01-31T12:00:00+02:00", datetime(2026, 1, 31, 10, tzinfo=UTC)),
         ("2026-01-31T12:00:00.000001-00:30", datetime(2026, 1, 31, 12, 30, 0, 1, tzinfo=UTC)),
-        pytest.param(
-            "2026-01-31t12:00:00z",
-            datetime(2026, 1, 31, 12, tzinfo=UTC),
-            marks=pytest.mark.xfail(strict=True, reason="RFC 3339, section 5.6, allows z in lower case"),
-        ),
+        ("2026-01-31t12:00:00z", datetime(2026, 1, 31, 12, tzinfo=UTC)),  # section 5.6
     ],
 )
 def test_times_of_rfc_3339_are_read(text, expected):
@@ -579,7 +570,6 @@ def test_an_attribute_that_cannot_be_read_is_named(attributes, path, message):
     assert refusal.value.path == path
 
 
-@pytest.mark.xfail(strict=True, reason="a ValueError of datetime or of int() comes out, when read or later")
 @pytest.mark.parametrize(
     "attributes, path",
     [
@@ -607,9 +597,7 @@ def test_an_attribute_beyond_what_python_can_hold_is_named(attributes, path):
         ('{"data":NaN}', "this is not JSON"),
         ('{"data":[-Infinity]}', "this is not JSON"),
         (r'{"data":"\ud800"}', "this is not JSON"),
-        pytest.param(
-            "\ud800", "this is not JSON", marks=pytest.mark.xfail(strict=True, reason="a TypeError of pydantic")
-        ),
+        ("\ud800", "this is not JSON"),
         ("[" * 10_000, "this is not JSON"),
         ("[]", "a CloudEvent is a JSON object, not list"),
         ('["order.placed",{}]', "a CloudEvent is a JSON object, not list"),
@@ -771,7 +759,6 @@ def test_a_name_that_the_registry_does_not_know_passes_as_it_is():
     assert Event.from_json(json.dumps({**MINIMAL, "data": data}), registry=EventPayloadSchemaRegistry()).payload == data
 
 
-@pytest.mark.xfail(strict=True, reason="dispatch() takes no payload as {}; from_json() does not")
 def test_no_data_for_a_name_with_a_schema_means_an_empty_object():
     class Ping(BaseModel):
         note: str = "none"

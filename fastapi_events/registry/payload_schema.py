@@ -4,9 +4,10 @@ import dataclasses
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final, Protocol, TypeVar, overload
+from enum import Enum
+from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args, get_origin, overload
 
-from pydantic import BaseModel, ConfigDict, SecretBytes, SecretStr, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, TypeAdapter
 from pydantic_core import SchemaSerializer, to_json
 
 from fastapi_events.errors import ConfigurationError, DuplicateEventError, EventNameMissingError
@@ -16,7 +17,7 @@ __all__ = ["EventModel", "EventPayloadSchemaRegistry", "ModelDecorator", "Schema
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-_SECRETS: Final[tuple[Any, ...]] = (SecretStr, SecretBytes)  # JSON has asterisks for them
+_SECRETS: Final[tuple[Any, ...]] = (SecretStr, SecretBytes, Secret)  # JSON has asterisks for them
 
 
 class ModelDecorator(Protocol):
@@ -42,10 +43,14 @@ class Schema:
         self, name: str, type_: Any, adapter: TypeAdapter[Any] | None = None, version: int | None = None
     ) -> None:
         self.name: str = name
+        if version is None:
+            version = getattr(type_, "__event_version__", None)
+        if version is not None and (type(version) is not int or version < 1):
+            raise ConfigurationError(f"the event {name!r} cannot have version={version!r}: use an integer from 1")
         self.type: Any = type_
         self._adapter = adapter
         self.is_of_model: bool = adapter is None and getattr(type_, "__event_name__", None) == name
-        self.version: int | None = getattr(type_, "__event_version__", version)
+        self.version: int | None = version
         self.deliver_on: DeliverOn | None = getattr(type_, "__event_deliver_on__", None)
 
     @property
@@ -80,6 +85,8 @@ class Schema:
 
     def validate_json(self, data: object) -> Any:
         """Return the payload that was written as this JSON value; names and aliases are accepted."""
+        if data is None and self._adapter is None and not self.type.__pydantic_root_model__:
+            data = {}
         return self.validator.validate_json(to_json(data), by_alias=True, by_name=True)
 
 
@@ -103,7 +110,7 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
         return len(self._schemas)
 
     def __contains__(self, name: object) -> bool:
-        return name is not None and name_of(name) in self._schemas
+        return (name.value if isinstance(name, Enum) else name) in self._schemas
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({dict(self)!r})"
@@ -129,6 +136,9 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
             ConfigurationError: it is not a pydantic model.
         """
         if schema is None or not isinstance(schema, type):
+            if schema is not None and (event_name is not None or not isinstance(schema, (str, Enum))):
+                given = repr(schema) if event_name is None else f"{schema!r} and event_name={event_name!r}"
+                raise ConfigurationError(f"register() takes a pydantic model or one event name, not {given}")
             name = event_name if schema is None else schema
 
             def decorate(model: type[ModelT]) -> type[ModelT]:
@@ -256,12 +266,29 @@ def _identity(type_: Any) -> object:
 
 def _warn_of_what_json_loses(model: type[BaseModel]) -> None:
     """Say at registration which fields an event of this model would not bring back from its JSON."""
-    lost = [name for name, field in model.model_fields.items() if field.exclude or field.annotation in _SECRETS]
-    if model.model_config.get("extra") == "forbid":
-        lost.extend(model.model_computed_fields)
-    if lost:
+    if lost := _lost(model, frozenset({model})):
         warnings.warn(
             f"{model.__qualname__} does not come back from its own JSON, because of {', '.join(lost)}: handlers "
             "in this process see it whole, Event.from_json() will not",
             stacklevel=4,
         )
+
+
+def _lost(model: type[BaseModel], within: frozenset[Any]) -> list[str]:
+    """Return the fields whose JSON does not bring them back; `within` are the models under inspection."""
+    lost = [
+        name
+        for name, field in model.model_fields.items()
+        if field.exclude or _holds_what_is_lost(field.annotation, within)
+    ]
+    return lost + (list(model.model_computed_fields) if model.model_config.get("extra") == "forbid" else [])
+
+
+def _holds_what_is_lost(annotation: Any, within: frozenset[Any]) -> bool:
+    kind = get_origin(annotation) or annotation
+    if isinstance(kind, type):
+        if issubclass(kind, _SECRETS):
+            return True
+        if issubclass(kind, BaseModel) and kind not in within:
+            return bool(_lost(kind, within | {kind}))
+    return any(_holds_what_is_lost(part, within) for part in get_args(annotation))
