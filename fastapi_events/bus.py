@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,8 @@ class EventBus(Dispatcher):
         ConfigurationError: an argument cannot work.
     """
 
+    _accepted = 0  # events, but for those that were given back; here for a bus whose arguments could not work
+
     def __init__(
         self,
         handlers: Iterable[EventHandler] = (),
@@ -131,7 +134,6 @@ class EventBus(Dispatcher):
         self._tallies: WeakKeyDictionary[asyncio.AbstractEventLoop, Tally] = WeakKeyDictionary()
         self._all_tallies: list[Tally] = []  # of loops that have gone as well
         self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
-        self._accepted = 0  # events, but for those that were given back
         self._full_at = self._max_pending  # so many accepted may be too many: what finished has to be counted
         self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
@@ -144,6 +146,16 @@ class EventBus(Dispatcher):
         self._watchers: set[asyncio.Future[None]] = set()
         self._drains: list[_Drain] = []  # that are under way
         buses.enrol(self)
+
+    def __del__(self) -> None:
+        """Report what is lost with a bus that nobody holds any more."""
+        if not self._accepted or not self._pending() or sys.is_finalizing():  # the exit of the process has reported it
+            return
+        for delivery in list(self._deliveries):
+            self.reporter.lost(delivery.give_up(), "its event loop ended")
+        # requests and blocks that are thrown away as well tell of their own
+        left = [*(event for event, _, _ in self._kept), *(event for event, _ in self._in_transit.values())]
+        self.reporter.lost(self._lose(left), "its bus was thrown away")
 
     def __repr__(self) -> str:
         names = ", ".join(type(handler).__qualname__ for handler in self.handlers)
@@ -283,12 +295,13 @@ class EventBus(Dispatcher):
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
-        left = [*(event for event, _, _ in self._kept), *(event for event, _ in self._in_transit.values())]
+        # lists, as loops and threads that still run at the exit of the process change all of these
+        left = [event for event, _, _ in list(self._kept)] + [event for event, _ in list(self._in_transit.values())]
         for scope in list(self._open_scopes):
             left.extend(scope.backlog or ())
         for delivery in list(self._deliveries):
             left.extend(delivery.unfinished())
-        return left
+        return list({id(event): event for event in left}.values())  # one may have moved on meanwhile
 
     def is_open_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether nothing is to be done before a request on this loop."""
@@ -350,6 +363,8 @@ class EventBus(Dispatcher):
             context = copy_context()
             with self._lock:
                 self._kept.extend((event, scope, context) for event in backlog)
+        elif backlog and buses.running_loop() is None:  # the request or block is thrown away with its loop
+            self.reporter.lost(self._lose(backlog), "its event loop ended")
         elif backlog:
             self._delivery(scope).add(backlog, copy_context(), eagerly=True)
         elif scope.delivery not in self._deliveries:
@@ -549,12 +564,17 @@ class EventBus(Dispatcher):
                 left.extend(scope.backlog or ())
                 scope.backlog, scope.conditions = [], None
                 self._open_scopes.discard(scope)
-        for event in left:
+        return given_up + self._lose(left)
+
+    def _lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
+        """Count events as no longer pending; return them with each subscriber that does not get them."""
+        given_up: list[GivenUp] = []
+        for event in events:
             subscribers = self.subscribers(event)
             if not subscribers:
                 self.reporter.unheard(event)
             given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
-        self._give_back(len(left))
+        self._give_back(len(events))
         return given_up
 
     def _wake_watchers(self) -> None:

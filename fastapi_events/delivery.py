@@ -137,9 +137,10 @@ class Delivery:
         return min(times, default=None)
 
     def unfinished(self) -> list[Event[Any]]:
-        """Return the events that some subscriber has yet to finish with."""
-        items = {item for line in self._lines.values() for item in (*line.running, *line.waiting)}
-        return [item.event for item in items] + [event for events, _ in self._arrived for event in events]
+        """Return the events that some subscriber has yet to finish with; from any thread."""
+        items = {item for line in list(self._lines.values()) for item in (*line.running, *line.waiting)}
+        arrived = [event for events, _ in list(self._arrived) for event in list(events)]
+        return [item.event for item in items] + arrived
 
     async def cut_off(self, given_up: list[GivenUp]) -> None:
         """Cancel what runs, give up what waits, and add both to the list, even if cancelled."""
@@ -150,9 +151,10 @@ class Delivery:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=CANCELLATION_GRACE)
         finally:
-            given_up.extend(self._give_up())
+            given_up.extend(self.give_up())
 
-    def _give_up(self) -> list[GivenUp]:
+    def give_up(self) -> list[GivenUp]:
+        """Take all events off; return them with each subscriber that does not get them."""
         self._route(math.inf)
         given_up: list[GivenUp] = []
         for line in self._lines.values():
@@ -228,7 +230,7 @@ class Delivery:
         if not self.is_stopped:
             self._rest()
         elif not self._is_cut_off:
-            self.bus.reporter.lost(self._give_up(), "its event loop ended")
+            self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _left(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
@@ -365,7 +367,8 @@ class Delivery:
 
     def _settle(self) -> None:
         if self._settled is not None and not self._attended:
-            if not self._settled.done():  # the request that waited may have been cancelled
+            # the request that waited may have been cancelled, or gone with its loop
+            if not self._settled.done() and not self.loop.is_closed():
                 self._settled.set_result(None)
             self._settled = None
 

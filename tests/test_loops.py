@@ -1,6 +1,7 @@
 """Several event loops, one after another and at once, with one module's handler, bus and application."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +16,14 @@ from fastapi_events import (
     Event,
     EventBus,
     EventHandlerASGIMiddleware,
+    Failure,
     NoBusError,
     dispatch,
     local_handler,
 )
 
 LOOPS = 4
+READINGS = 2000  # enough for one of them to coincide with a change
 
 
 class Where(BaseEventHandler):
@@ -138,36 +141,103 @@ def test_one_bus_on_loops_at_once_delivers_on_the_loop_of_each_block():
     assert bus.stats().pending == 0
 
 
-def test_what_threads_dispatch_while_a_loop_ends_is_delivered_refused_or_left_over():
-    where = Where()
-    given_up: list[str] = []  # by the drain, where the machine is too slow for it
-    bus = EventBus([where], on_error=lambda failure: given_up.append(failure.event.name))
-    accepted: list[str] = []
+class Throttled(Where):
+    """Lets threads dispatch as many events as may be under way, and another for each that it has handled."""
 
-    def work(prefix: str, under_way: threading.Event) -> None:
-        for number in range(500):  # enough to outlast the loop, few enough for a drain on a slow machine
-            event = f"{prefix}.{number}"
+    def __init__(self, under_way: int) -> None:
+        super().__init__()
+        self.room = threading.Semaphore(under_way)
+
+    async def handle(self, event: Event[object]) -> None:
+        await super().handle(event)
+        self.room.release()
+
+
+def test_what_threads_dispatch_while_a_loop_ends_is_delivered_or_refused():
+    throttled = Throttled(100)  # so that neither max_pending= nor the deadline of the drain is reached
+    given_up: list[str] = []
+
+    def on_error(failure: Failure) -> None:
+        given_up.append(failure.event.name)
+        throttled.room.release()  # so that no thread waits for ever
+
+    bus = EventBus([throttled], on_error=on_error)
+    accepted: list[str] = []
+    refused: list[str] = []
+
+    def work(prefix: str, has_begun: threading.Event) -> None:
+        while not refused:
+            throttled.room.acquire()
+            event = f"{prefix}.{len(accepted)}"
             try:
                 bus.dispatch(event)
             except NoBusError:
-                return
-            accepted.append(event)
-            under_way.set()
+                refused.append(event)
+                throttled.room.release()
+            else:
+                accepted.append(event)
+            has_begun.set()
 
     async def main(threads: list[threading.Thread]) -> None:
         async with bus:
             for number in range(2):
-                under_way = threading.Event()
-                threads.append(threading.Thread(target=work, args=(str(number), under_way)))
+                has_begun = threading.Event()
+                threads.append(threading.Thread(target=work, args=(str(number), has_begun)))
                 threads[-1].start()
-                await asyncio.to_thread(under_way.wait)
+                await asyncio.to_thread(has_begun.wait)
 
     threads: list[threading.Thread] = []
     asyncio.run(main(threads))
     for thread in threads:
         thread.join()
-    assert sorted(where.names + given_up + [event.name for event in bus.unfinished()]) == sorted(accepted)
-    assert bus.stats().pending == len(bus.unfinished())
+    assert refused
+    assert sorted(throttled.names) == sorted(accepted)
+    assert given_up == []
+    assert bus.unfinished() == []
+    assert bus.stats().pending == 0
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Have the interpreter switch between threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_is_unfinished_can_be_told_while_threads_dispatch():
+    throttled = Throttled(100)
+    bus = EventBus([throttled])
+    enough = threading.Event()
+
+    def work() -> None:
+        while not enough.is_set():
+            throttled.room.acquire()
+            bus.dispatch("loops.unfinished")
+
+    def read() -> list[list[str]]:
+        try:
+            return [[event.id for event in bus.unfinished()] for _ in range(READINGS)]
+        finally:
+            enough.set()
+
+    async def main() -> list[list[str]]:
+        async with bus:
+            threads = [threading.Thread(target=work) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            try:
+                return await asyncio.to_thread(read)
+            finally:
+                for thread in threads:
+                    await asyncio.to_thread(thread.join)
+
+    readings = asyncio.run(main())
+    assert any(readings)
+    assert all(len(set(reading)) == len(reading) for reading in readings)
+    assert bus.unfinished() == []
 
 
 class Slow(Where):
