@@ -75,13 +75,13 @@ class Parameter(NamedTuple):
 def parameters_of(call: Callable[..., Any], known: Mapping[str, Any]) -> list[Parameter]:
     """Return the parameters of a callable; `*args` for one that tells none, as some builtins do.
 
-    `known` has what its annotations may name besides what their module knows.
+    `known` has what its annotations may name besides what their module knows, which comes first.
     """
     try:
         signature = _signature(call)
     except ValueError:
         signature = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-    names = _Names({**vars(builtins), **_globals(call), **known})
+    names = _Names({**vars(builtins), **known, **_globals(call)})
     parameters: list[Parameter] = []
     for name, parameter in signature.parameters.items():
         type_, markers = _read(parameter.annotation, names)
