@@ -42,7 +42,9 @@ class Ours:
 
     def prepare(self, subscriber: Any, overrides: dict[Any, Any]) -> Call:
         compiled = compile_subscriber(subscriber, name="subscriber")
-        scope = Scope(SimpleNamespace(dependency_overrides=overrides, limiter=lambda: None))
+        scope = Scope(
+            SimpleNamespace(dependency_overrides=overrides, limiter=anyio.to_thread.current_default_thread_limiter)
+        )
         if compiled.is_async:
             return lambda event: compiled.call(event, scope)
         return lambda event: run_in_thread(scope, compiled.call, event, scope)

@@ -147,9 +147,9 @@ class EventBus(Dispatcher):
         self._drains: list[_Drain] = []  # that are under way
         buses.enrol(self)
 
-    def __del__(self) -> None:
+    def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may have gone by then
         """Report what is lost with a bus that nobody holds any more."""
-        if not self._accepted or not self._pending() or sys.is_finalizing():  # the exit of the process has reported it
+        if process_ends() or not self._accepted or not self._pending():  # the exit of the process has reported it
             return
         for delivery in list(self._deliveries):
             self.reporter.lost(delivery.give_up(), "its event loop ended")

@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket
 from typing_extensions import TypeAliasType
 
 import fastapi_events
-from fastapi_events import Event, EventBus, EventHandlerASGIMiddleware, LocalHandler, SubscriberError, dispatch
+from fastapi_events import Event, EventBus, EventHandlerASGIMiddleware, LocalHandler, Retry, SubscriberError, dispatch
 from fastapi_events.dependencies import compile_subscriber
 from fastapi_events.scope import Scope
 
@@ -1152,6 +1152,7 @@ async def test_annotations_that_nobody_needs_may_be_unresolvable(is_async: bool)
         name: "NotImported | None" = None,  # noqa: F821
         other: "Annotated[int, NotImported(3)]" = 3,  # noqa: F821
         limit: Annotated[int, Field(gt=0)] = 3,
+        rate: "int | NotImported" = 4,  # noqa: F821
     ) -> "NotImported":  # noqa: F821
         return f"settings{limit}"
 
@@ -1210,6 +1211,18 @@ async def test_names_that_only_the_caller_knows_can_be_told() -> None:
     compiled.call(Event("order.placed", Local()), Scope(None))
 
     assert received == [Local()]
+
+
+async def test_what_a_module_itself_names_comes_before_what_the_caller_knows() -> None:
+    received = []
+
+    def subscriber(payload: "Pair") -> None:
+        received.append(payload)
+
+    compiled = compile_subscriber(subscriber, name="subscriber", known={"Pair": Event})
+    compiled.call(Event("order.placed", (1, 2)), Scope(None))
+
+    assert received == [(1, 2)]
 
 
 def test_signatures_are_not_read_for_an_event() -> None:
@@ -1339,6 +1352,37 @@ async def test_an_event_without_a_request_is_an_error_for_who_needs_one(is_async
     await deliver(of_kind(is_prepared, is_async))
 
     assert received == [(None, "default")]
+
+
+@pytest.mark.parametrize("wanted", [Request, WebSocket])
+def test_an_event_with_another_kind_of_connection_is_an_error_for_who_needs_one(wanted: type[HTTPConnection]) -> None:
+    failures = []
+
+    async def subscriber(event: Event, connection: wanted) -> None: ...
+
+    handler = LocalHandler()
+    handler.register(subscriber)
+    app = FastAPI()
+    app.add_middleware(EventHandlerASGIMiddleware, handlers=[handler], on_error=failures.append)
+
+    @app.get("/orders")
+    async def place() -> None:
+        dispatch("Request")
+
+    @app.websocket("/updates")
+    async def updates(socket: WebSocket) -> None:
+        await socket.accept()
+        dispatch("WebSocket")
+        await socket.close()
+
+    with TestClient(app) as client:
+        client.get("/orders")
+        with client.websocket_connect("/updates"):
+            pass
+
+    [failure] = failures
+    assert failure.event.name != wanted.__name__
+    assert f"it came without a {wanted.__name__}: annotate it with `| None`" in str(failure.exception)
 
 
 def real() -> str:
@@ -1474,22 +1518,92 @@ def test_overrides_apply_where_the_middleware_is_around_the_application() -> Non
 
     async def subscriber(event: Event, value: Annotated[str, Depends(real)]) -> None:
         received.append((event.name, value))
+        if len(received) == 1:
+            raise OSError("tried again")
         if event.name == "order.placed":
             dispatch("order.confirmed")
 
     handler = LocalHandler()
-    handler.register(subscriber)
+    handler.register(subscriber, retry=Retry(initial=0.0))
     app = FastAPI()
     app.dependency_overrides[real] = fake
+    bus = EventBus([handler])
+    is_over = asyncio.Event()
+    later = []
 
-    @app.get("/")
-    async def place() -> None:
+    async def dispatch_when_all_is_over() -> None:
+        await is_over.wait()
+        dispatch("order.forgotten")
+
+    @app.get("/first")
+    async def first() -> None:
         dispatch("order.placed")
+        later.append(asyncio.create_task(dispatch_when_all_is_over()))
 
-    with TestClient(EventHandlerASGIMiddleware(app, handlers=[handler])) as client:
-        client.get("/")
+    @app.get("/second")
+    async def second() -> None:
+        await bus.drain()
+        is_over.set()
+        await asyncio.wait(later)
 
-    assert received == [("order.placed", "fake"), ("order.confirmed", "fake")]
+    with TestClient(EventHandlerASGIMiddleware(app, bus=bus)) as client:
+        client.get("/first")
+        client.get("/second")
+
+    assert received == [
+        ("order.placed", "fake"),
+        ("order.placed", "fake"),
+        ("order.confirmed", "fake"),
+        ("order.forgotten", "fake"),
+    ]
+
+
+async def test_the_signature_of_an_override_is_not_read_for_an_event() -> None:
+    class Override:
+        reads = 0
+
+        @property
+        def __signature__(self) -> inspect.Signature:
+            Override.reads += 1
+            return inspect.Signature()
+
+        def __call__(self) -> str:
+            return "fake"
+
+    received = []
+
+    def subscriber(event: Event, value: Annotated[str, Depends(real)]) -> None:
+        received.append((value, Override.reads))
+
+    handler = LocalHandler()
+    handler.register(subscriber)
+    async with EventBus([handler]) as bus:
+        bus.dependency_overrides[real] = Override()
+        for _ in range(3):
+            bus.dispatch("order.placed")
+
+    assert len(received) == 3
+    assert len(set(received)) == 1
+
+
+async def test_an_exception_that_an_override_swallows_is_a_failure_all_the_same() -> None:
+    async def swallowing() -> AsyncIterator[str]:
+        with suppress(LookupError):
+            yield "fake"
+
+    def subscriber(event: Event, value: Annotated[str, Depends(real)]) -> None:
+        raise LookupError(value)
+
+    failures = []
+    handler = LocalHandler()
+    handler.register(subscriber)
+    async with EventBus([handler], on_error=failures.append) as bus:
+        bus.dependency_overrides[real] = swallowing
+        bus.dispatch("order.placed")
+
+    [failure] = failures
+    assert "caught an exception at its yield and did not raise it again" in str(failure.exception)
+    assert repr(failure.exception.__cause__) == "LookupError('fake')"
 
 
 async def test_an_override_that_cannot_work_fails_the_event_and_says_why() -> None:

@@ -350,6 +350,18 @@ async def test_names_and_aliases_are_accepted(recorder):
     assert recorder.payloads == [Customer(userName="ann")] * 3
 
 
+async def test_an_alias_is_accepted_though_the_model_itself_would_not(recorder):
+    class Unaliased(BaseModel):
+        model_config = ConfigDict(validate_by_alias=False, validate_by_name=True)
+        user_name: str = Field(alias="userName")
+
+    registry.register(Unaliased, event_name="customer")
+    async with EventBus([recorder]):
+        dispatch("customer", {"userName": "ann"})
+        dispatch("customer", {"user_name": "ann"})
+    assert recorder.payloads == [Unaliased(user_name="ann")] * 2
+
+
 async def test_without_a_schema_a_payload_passes_as_given(recorder):
     given = [{"id": "1"}, Unnamed(id=1), OrderData(id=1), None, "text", [1], (1, 2), Scores([1])]
     async with EventBus([recorder]):
@@ -606,6 +618,31 @@ async def test_metadata_that_cannot_be_forwarded_is_refused_at_the_callers_line(
         with pytest.raises(PayloadError):
             dispatch("a", **metadata)
     assert recorder.events == []
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda name: dispatch(name),
+        lambda name: dispatch(event_name=name),
+        lambda name: dispatch(Ping(), event_name=name),
+        lambda name: dispatch(EventType(name, int, registry=EventPayloadSchemaRegistry()), 1),
+    ],
+    ids=["name", "event_name=", "model and name", "event type"],
+)
+@pytest.mark.xfail(strict=True, reason="it is accepted, and the error of pydantic comes out when the event is written")
+async def test_a_name_that_is_no_unicode_text_is_refused_at_the_callers_line(recorder, say):
+    async with EventBus([recorder]):
+        with pytest.raises((ConfigurationError, PayloadError), match="Unicode"):
+            say("order.\ud800")
+    assert recorder.events == []
+
+
+@pytest.mark.parametrize("source", ["", "\ud800", 1], ids=["empty", "no UTF-8", "number"])
+@pytest.mark.xfail(strict=True, reason="the bus takes what dispatch(source=) refuses, and every event bears it")
+def test_a_source_that_no_event_can_bear_is_refused_by_the_bus(source):
+    with pytest.raises((ConfigurationError, PayloadError), match="source"):
+        EventBus(source=source)
 
 
 async def test_later_changes_of_the_headers_go_unnoticed(recorder):

@@ -18,7 +18,7 @@ import pytest
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from hypothesis import example, given, settings, strategies as st
-from pydantic import BaseModel, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 from typing_extensions import TypedDict
 
 from fastapi_events import Event, EventPayloadSchemaRegistry, EventType, PayloadError
@@ -723,6 +723,17 @@ def test_any_model_that_json_holds_comes_back_equal(sku, count):
 def test_names_and_aliases_are_accepted(data):
     event = Event.from_json(json.dumps({**MINIMAL, "data": data}), registry=registry_of("order.placed", Customer))
     assert event.payload == Customer(userName="ann", address=Address(postalCode=1))
+
+
+def test_an_alias_is_accepted_though_the_model_itself_would_not():
+    class Unaliased(BaseModel):
+        model_config = ConfigDict(validate_by_alias=False, validate_by_name=True)
+        user_name: str = Field(alias="userName")
+
+    own = registry_of("order.placed", Unaliased)
+    for key in ("userName", "user_name"):
+        event = Event.from_json(json.dumps({**MINIMAL, "data": {key: "ann"}}), registry=own)
+        assert event.payload == Unaliased(user_name="ann")
 
 
 def test_json_is_read_as_pydantic_reads_json():

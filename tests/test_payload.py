@@ -734,6 +734,21 @@ class FrozenOfNested(BaseModel, frozen=True):
     parts: FrozenList = FrozenList()
 
 
+class FrozenWithPrivate(BaseModel, frozen=True):
+    id: int = 1
+    _parts: list[Any] = PrivateAttr(default_factory=list)
+
+    @property
+    def parts(self) -> list[Any]:
+        return self._parts
+
+
+def with_private(value: list[Any]) -> BaseModel:
+    model = FrozenWithPrivate()
+    model.parts.extend(value)
+    return model
+
+
 class FrozenOfFrozen(BaseModel, frozen=True):
     parts: Address = Address()
 
@@ -757,6 +772,7 @@ def of_a_derived_class(value: list[Any]) -> BaseModel:
         (lambda value: FrozenOfTuple(parts=(1, value)), lambda model: model.parts[1]),
         (lambda value: FrozenOfNested(parts=FrozenList(parts=value)), lambda model: model.parts.parts),
         (lambda value: RootModel[list[int]](value), lambda model: model.root),
+        (with_private, lambda model: model.parts),
         pytest.param(
             of_a_derived_class,
             lambda model: model.parts.notes,
@@ -765,7 +781,7 @@ def of_a_derived_class(value: list[Any]) -> BaseModel:
             ),
         ),
     ],
-    ids=["list", "dict", "Any", "extra", "model", "tuple", "nested", "root", "derived"],
+    ids=["list", "dict", "Any", "extra", "model", "tuple", "nested", "root", "private", "derived"],
 )
 async def test_a_frozen_model_with_something_that_can_be_changed_is_copied(make, look):
     payload = make([])

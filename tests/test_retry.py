@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from fastapi_events import ConfigurationError, Event, EventBus, Failure, LocalHandler, Retry, Unrecoverable, dispatch
+from fastapi_events import (
+    ConfigurationError,
+    Event,
+    EventBus,
+    Failure,
+    LocalHandler,
+    Retry,
+    SubscriberError,
+    Unrecoverable,
+    dispatch,
+)
 from tests.virtual_time import VirtualTimeLoop
 
 
@@ -114,10 +124,22 @@ async def test_only_the_exceptions_that_were_named_are_worth_another_attempt(err
     assert len(flaky.starts) == starts
 
 
-async def test_unrecoverable_ends_at_once_though_every_exception_is_retried():
-    flaky = Flaky(failures=99, error=Unrecoverable("no such customer"))
-    async with EventBus([local(flaky, retry=Retry(on=BaseException))]) as bus:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unrecoverable("no such customer"),
+        ConfigurationError("no such queue"),
+        SubscriberError("it came without a Request", subscriber="flaky"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("on", [BaseException, Exception, ValueError], ids=lambda on: on.__name__)
+async def test_what_another_attempt_cannot_help_ends_at_once_whichever_exceptions_are_retried(error, on):
+    flaky = Flaky(failures=99, error=error)
+    async with EventBus([local(flaky, retry=Retry(on=on))]) as bus:
         bus.dispatch("a")
+        await bus.drain()
+        assert (bus.stats().failed, bus.stats().retried) == (1, 0)
     assert len(flaky.starts) == 1
 
 

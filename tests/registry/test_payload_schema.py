@@ -234,6 +234,21 @@ def test_the_same_place_replaces_as_a_reload_does(own):
     assert own["order.placed"] is second
 
 
+async def test_an_instance_of_the_replaced_model_arrives_as_the_new_one():
+    def make() -> type[BaseModel]:
+        class Reloaded(BaseModel):
+            __event_name__ = "reloaded"
+            id: int = 1
+
+        return Reloaded
+
+    first = registry.register(make())
+    second = registry.register(make())
+    async with EventBus():
+        assert type(dispatch(first()).payload) is second
+        assert type(dispatch(second()).payload) is second
+
+
 def test_a_module_may_be_reloaded(tmp_path, monkeypatch):
     module_file = tmp_path / "reloaded_events.py"
     text = """
@@ -410,6 +425,19 @@ def test_event_models_of_a_block_are_forgotten():
 
         assert registry["temporary"] is Temporary
     assert "temporary" not in registry
+
+
+async def test_after_the_block_a_model_of_it_has_no_schema():
+    with registry.isolated():
+
+        class Temporary(EventModel, name="temporary", version=2):
+            pass
+
+        async with EventBus():
+            assert dispatch(Temporary()).version == 2
+    async with EventBus():
+        event = dispatch(Temporary())
+    assert (event.name, event.version) == ("temporary", None)
 
 
 # EventModel
