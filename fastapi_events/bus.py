@@ -2,14 +2,12 @@
 
 import asyncio
 import logging
-import math
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -17,17 +15,20 @@ from anyio import CapacityLimiter
 from typing_extensions import TypedDict
 
 from fastapi_events import buses
-from fastapi_events.delivery import Delivery, Tally
+from fastapi_events.cloud_event import check_headers, check_text
+from fastapi_events.delivery import Delivery
 from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
-from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError
-from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers
+from fastapi_events.drains import Drain, UnderWay
+from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
+from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
+from fastapi_events.ledger import Ledger
 from fastapi_events.names import DELIVER_ON, DeliverOn
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
 from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
-from fastapi_events.scope import Outcome, Scope, current_event, current_scope
-from fastapi_events.subscriber import Subscriber, as_subscriber
+from fastapi_events.scope import Outcome, Scope, current_scope
+from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
 
@@ -80,8 +81,6 @@ class EventBus(Dispatcher):
         ConfigurationError: an argument cannot work.
     """
 
-    _accepted = 0  # events, but for those that were given back; here for a bus whose arguments could not work
-
     def __init__(
         self,
         handlers: Iterable[EventHandler] = (),
@@ -109,6 +108,10 @@ class EventBus(Dispatcher):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
         if headers and not callable(headers):
             check_headers(headers)
+        try:
+            check_text("source", source)
+        except PayloadError as error:
+            raise ConfigurationError(str(error)) from error
         if dead_letters is not None:
             as_subscriber(dead_letters)  # refuses what is no handler, before it is needed
         self.handlers: tuple[EventHandler, ...] = tuple(handlers)
@@ -126,32 +129,27 @@ class EventBus(Dispatcher):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.held = False  # by a middleware
         self.has_lifespan = False  # starts and stops with an application
-        self._route = _route(self.handlers)
+        self._route = route_to(self.handlers)
         self._is_success = is_success or _succeeded
-        self._max_pending = math.inf if max_pending is None else max_pending
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
-        self._tallies: WeakKeyDictionary[asyncio.AbstractEventLoop, Tally] = WeakKeyDictionary()
-        self._all_tallies: list[Tally] = []  # of loops that have gone as well
         self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
-        self._full_at = self._max_pending  # so many accepted may be too many: what finished has to be counted
+        self._ledger = Ledger(self._lock, max_pending)
         self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._kept: list[tuple[Event[Any], Scope | None, Context]] = []  # until the bus is open
         # from another thread, by their Python id, with the loop that they go to
         self._in_transit: dict[int, tuple[Event[Any], asyncio.AbstractEventLoop]] = {}
-        self._open_scopes: set[Scope] = set()  # with a backlog
-        self._deliveries: set[Delivery] = set()  # that are not finished
-        self._watchers: set[asyncio.Future[None]] = set()
-        self._drains: list[_Drain] = []  # that are under way
+        self._under_way = UnderWay()
         buses.enrol(self)
 
     def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may have gone by then
         """Report what is lost with a bus that nobody holds any more."""
-        if process_ends() or not self._accepted or not self._pending():  # the exit of the process has reported it
+        is_usable = hasattr(self, "_ledger")  # else its arguments could not work
+        if not is_usable or not self._ledger.pending or process_ends():  # whose exit has reported it
             return
-        for delivery in list(self._deliveries):
+        for delivery in list(self._under_way.deliveries):
             self.reporter.lost(delivery.give_up(), "its event loop ended")
         # requests and blocks that are thrown away as well tell of their own
         left = [*(event for event, _, _ in self._kept), *(event for event, _ in self._in_transit.values())]
@@ -202,7 +200,7 @@ class EventBus(Dispatcher):
         seconds = self.drain_timeout if timeout is None else timeout
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        delivered = self.delivered
+        delivered = self._ledger.delivered
         arriving = {key for key, (_, to) in list(self._in_transit.items()) if to is loop}
         await asyncio.sleep(0)
         while not arriving.isdisjoint(self._in_transit):  # noqa: ASYNC110 - another thread is about to schedule it
@@ -210,26 +208,19 @@ class EventBus(Dispatcher):
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
         await self.reporter.hooks_ended(deadline)  # they may dispatch
-        drain = _Drain(
-            around=set(_scopes_around()),
-            by_subscriber=current_event.get() is not None,
-            scopes={scope for scope in list(self._open_scopes) if scope.loop is loop},
-            deliveries={delivery for delivery in list(self._deliveries) if delivery.loop is loop},
-        )
-        self._drains.append(drain)
-        self._wake_watchers()  # another drain may wait for this one
+        drain = self._under_way.begin_drain()
         try:
             with self.reporter.collecting() as failed:
-                await self._quiet(drain, deadline)
+                await self._under_way.quiet(drain, deadline)
                 given_up = await self._give_up(drain)
                 if given_up:
                     await self.reporter.gave_up(given_up, seconds)
             await self.reporter.hooks_ended(deadline)
         finally:
-            self._drains.remove(drain)
+            self._under_way.end_drain(drain)
         pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
         return DrainReport(
-            delivered=self.delivered - delivered,
+            delivered=self._ledger.delivered - delivered,
             failed=tuple(failed),
             cancelled=tuple(pair for pair, attempts in pairs if attempts),
             never_started=tuple(pair for pair, attempts in pairs if not attempts),
@@ -262,12 +253,12 @@ class EventBus(Dispatcher):
 
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
-        times = [oldest for delivery in list(self._deliveries) if (oldest := delivery.oldest()) is not None]
-        times.extend(scope.backlog[0]._at for scope in list(self._open_scopes) if scope.backlog)
+        times = [oldest for delivery in list(self._under_way.deliveries) if (oldest := delivery.oldest()) is not None]
+        times.extend(scope.backlog[0]._at for scope in list(self._under_way.scopes) if scope.backlog)
         times.extend(event._at for event, _, _ in self._kept[:1])
         age = (time.time_ns() - min(times)) / 1e9 if times else 0.0
         counts = self.reporter.counts
-        return Stats(pending=self._pending(), oldest_age=max(age, 0.0), delivered=self.delivered, **counts)
+        return Stats(pending=self._ledger.pending, oldest_age=max(age, 0.0), delivered=self._ledger.delivered, **counts)
 
     # For the middleware
 
@@ -297,9 +288,9 @@ class EventBus(Dispatcher):
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
         # lists, as loops and threads that still run at the exit of the process change all of these
         left = [event for event, _, _ in list(self._kept)] + [event for event, _ in list(self._in_transit.values())]
-        for scope in list(self._open_scopes):
+        for scope in list(self._under_way.scopes):
             left.extend(scope.backlog or ())
-        for delivery in list(self._deliveries):
+        for delivery in list(self._under_way.deliveries):
             left.extend(delivery.unfinished())
         return list({id(event): event for event in left}.values())  # one may have moved on meanwhile
 
@@ -339,7 +330,7 @@ class EventBus(Dispatcher):
                 return
             self._state = "open"
             early = buses.take_early(self)
-            self._accepted += len(early)
+            self._ledger.take(len(early), is_exempt=True)
             kept, self._kept = [(event, None, context) for event, context in early] + self._kept, []
         for event, scope, context in kept:
             self._hand_over(event, scope, context)
@@ -356,7 +347,7 @@ class EventBus(Dispatcher):
             backlog, scope.backlog = scope.backlog, None
             scope.ended = True
             if backlog:
-                self._open_scopes.discard(scope)
+                self._under_way.scopes.discard(scope)
         if backlog and scope.conditions:
             backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
         if backlog and self._state in ("new", "starting"):
@@ -367,10 +358,9 @@ class EventBus(Dispatcher):
             self.reporter.lost(self._lose(backlog), "its event loop ended")
         elif backlog:
             self._delivery(scope).add(backlog, copy_context(), eagerly=True)
-        elif scope.delivery not in self._deliveries:
+        elif scope.delivery not in self._under_way.deliveries:
             scope.connection = None
-        if self._watchers:
-            self._wake_watchers()
+        self._under_way.changed()
         delivery: Delivery | None = scope.delivery
         return None if delivery is None or delivery.is_settled() else delivery
 
@@ -384,25 +374,19 @@ class EventBus(Dispatcher):
             NoBusError: the bus was stopped, or its loop was.
         """
         with self._lock:
-            if self._accepted >= self._full_at and not event._chain:
-                self._full_at = self._max_pending + sum(tally.finished for tally in self._all_tallies)
-                full = self._accepted >= self._full_at
-            else:
-                full = False
-            if not full:
-                self._accepted += 1
-                if scope is not None and deliver_on != "now" and (not event._chain or scope.collects()):
-                    backlog = scope.backlog
-                    if backlog is not None:
-                        if not backlog:
-                            self._open_scopes.add(scope)
-                        if deliver_on != "completion":
-                            scope.conditions = scope.conditions or {}
-                            scope.conditions[len(backlog)] = deliver_on
-                        backlog.append(event)
-                        return
-        if full:
-            pending = self._pending()
+            is_taken = self._ledger.take(is_exempt=bool(event._chain))
+            waits = deliver_on != "now" and (not event._chain or (scope is not None and scope.collects()))
+            backlog = scope.backlog if waits and scope is not None else None
+            if is_taken and scope is not None and backlog is not None:
+                if not backlog:
+                    self._under_way.scopes.add(scope)
+                if deliver_on != "completion":
+                    scope.conditions = scope.conditions or {}
+                    scope.conditions[len(backlog)] = deliver_on
+                backlog.append(event)
+                return
+        if not is_taken:
+            pending = self._ledger.pending
             self.reporter.refused(event, pending)
             raise BusFullError(
                 f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows; "
@@ -427,27 +411,12 @@ class EventBus(Dispatcher):
 
     def active(self, delivery: Delivery) -> None:
         """Keep a delivery that has work."""
-        self._deliveries.add(delivery)
+        self._under_way.deliveries.add(delivery)
 
     def idle(self, delivery: Delivery) -> None:
         """Let a delivery go."""
-        self._deliveries.discard(delivery)
-        if self._watchers:
-            self._wake_watchers()
-
-    @property
-    def delivered(self) -> int:
-        """How many pairs of event and subscriber were handled."""
-        return sum(tally.delivered for tally in self._all_tallies)
-
-    def _pending(self) -> int:
-        finished = sum(tally.finished for tally in self._all_tallies)  # first: other threads may go on
-        return self._accepted - finished
-
-    def _give_back(self, count: int) -> None:
-        """Count events as no longer pending that no delivery got."""
-        with self._lock:
-            self._accepted -= count
+        self._under_way.deliveries.discard(delivery)
+        self._under_way.changed()
 
     # Delivering
 
@@ -479,7 +448,7 @@ class EventBus(Dispatcher):
             self._open_soon()
         elif loop is None or is_stopped or is_closed:
             self._in_transit.pop(id(event), None)
-            self._give_back(1)
+            self._ledger.give_back(1)
             why = "the bus was stopped" if is_stopped else "its event loop is closed"
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
         elif loop is here:
@@ -502,11 +471,7 @@ class EventBus(Dispatcher):
     def _delivery(self, scope: Scope) -> Delivery:
         if scope.delivery is None or scope.delivery.loop.is_closed():
             loop = asyncio.get_running_loop()
-            tally = self._tallies.get(loop)
-            if tally is None:
-                tally = self._tallies[loop] = Tally()
-                self._all_tallies.append(tally)
-            scope.delivery = Delivery(self, scope, loop, tally)
+            scope.delivery = Delivery(self, scope, loop, self._ledger.tally(loop))
         return scope.delivery  # type: ignore[no-any-return]
 
     def _fulfilled(
@@ -520,38 +485,12 @@ class EventBus(Dispatcher):
             came = "failure"
         awaited: DeliverOn = "failure" if came == "success" else "success"
         withheld = [event for index, event in enumerate(backlog) if conditions.get(index) == awaited]
-        self._give_back(len(withheld))
+        self._ledger.give_back(len(withheld))
         self.reporter.withheld(withheld, awaited)
         return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
 
-    def _left(self, drain: "_Drain") -> tuple[list[Delivery], list[Scope]]:
-        """Return what a drain has to wait for: not what waits for a drain that could wait for this one."""
-        drains = self._drains if drain.is_awaited() else (drain,)
-        delivering = {scope for other in drains if other.by_subscriber for scope in other.around}
-        running = [
-            delivery
-            for delivery in list(self._deliveries)
-            if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in delivering
-        ]
-        around = {scope for other in drains for scope in other.around}
-        return running, [scope for scope in drain.scopes if scope.backlog and scope not in around]
-
-    async def _quiet(self, drain: "_Drain", deadline: float) -> None:
-        """Wait until nothing is left, or for the deadline."""
-        loop = asyncio.get_running_loop()
-        while any(self._left(drain)):
-            left = deadline - loop.time()
-            if left <= 0:
-                return
-            changed: asyncio.Future[None] = loop.create_future()
-            self._watchers.add(changed)
-            try:
-                await asyncio.wait({changed}, timeout=left)
-            finally:
-                self._watchers.discard(changed)
-
-    async def _give_up(self, drain: "_Drain") -> list[GivenUp]:
-        running, waiting = self._left(drain)
+    async def _give_up(self, drain: Drain) -> list[GivenUp]:
+        running, waiting = self._under_way.left(drain)
         given_up: list[GivenUp] = []
         try:
             await asyncio.gather(*(one.cut_off(given_up) for one in running))
@@ -563,7 +502,7 @@ class EventBus(Dispatcher):
             for scope in waiting:
                 left.extend(scope.backlog or ())
                 scope.backlog, scope.conditions = [], None
-                self._open_scopes.discard(scope)
+                self._under_way.scopes.discard(scope)
         return given_up + self._lose(left)
 
     def _lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
@@ -574,13 +513,8 @@ class EventBus(Dispatcher):
             if not subscribers:
                 self.reporter.unheard(event)
             given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
-        self._give_back(len(events))
+        self._ledger.give_back(len(events))
         return given_up
-
-    def _wake_watchers(self) -> None:
-        for watcher in list(self._watchers):
-            if not watcher.done() and not watcher.get_loop().is_closed():
-                watcher.get_loop().call_soon_threadsafe(_complete, watcher)
 
     def _open_soon(self) -> None:
         """Start at the first dispatch, where an application without lifespan holds the bus."""
@@ -597,27 +531,6 @@ class EventBus(Dispatcher):
             logger.error("a handler failed to start; events are kept until the first request", exc_info=error)
 
 
-@dataclass(eq=False, kw_only=True)
-class _Drain:
-    """A drain under way.
-
-    Attributes:
-        around: the scopes that its caller is in, and that end only after it.
-        by_subscriber: whether its caller is a subscriber, whose delivery ends only after it.
-        scopes: whose events it waits for.
-        deliveries: that it waits for.
-    """
-
-    around: set[Scope]
-    by_subscriber: bool
-    scopes: set[Scope]
-    deliveries: set[Delivery]
-
-    def is_awaited(self) -> bool:
-        """Tell whether another drain can wait for this one."""
-        return self.by_subscriber or any(scope.backlog is not None for scope in self.around)
-
-
 async def _stop_handlers(handlers: Iterable[Any]) -> None:
     for handler in handlers:
         if stop := getattr(handler, "stop", None):
@@ -627,37 +540,8 @@ async def _stop_handlers(handlers: Iterable[Any]) -> None:
                 logger.exception("%s failed to stop", type(handler).__qualname__)
 
 
-def _route(handlers: Sequence[Any]) -> Callable[[str], Sequence[Subscriber]]:
-    """Return what tells who receives the events of a name."""
-    routes = [_route_of_one(handler) for handler in handlers]
-    if len(routes) == 1:
-        return routes[0]
-    # a dict: one function may be reached through several handlers
-    return lambda name: tuple(dict.fromkeys(subscriber for route in routes for subscriber in route(name)))
-
-
-def _route_of_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
-    route: Callable[[str], Sequence[Subscriber]] | None = getattr(handler, "matching_subscribers", None)
-    if route is not None and not isinstance(handler, type):
-        return route
-    whole = (as_subscriber(handler),)
-    return lambda _: whole
-
-
 def _succeeded(outcome: Outcome) -> bool:
     return outcome.exception is None and (outcome.status is None or outcome.status < 400)
-
-
-def _scopes_around() -> Iterator[Scope]:
-    scope = current_scope.get()
-    while scope is not None:
-        yield scope
-        scope = scope.parent
-
-
-def _complete(watcher: "asyncio.Future[None]") -> None:
-    if not watcher.done():
-        watcher.set_result(None)
 
 
 def current_bus() -> EventBus:

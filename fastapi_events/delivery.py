@@ -17,12 +17,13 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from fastapi_events.event import Event
+from fastapi_events.ledger import Tally
 from fastapi_events.line import Item, Line
 from fastapi_events.reporter import GivenUp, Reporter
 from fastapi_events.scope import Bus, Scope, current_scope
 from fastapi_events.subscriber import Subscriber
 
-__all__ = ["Delivery", "DeliveryBus", "Tally"]
+__all__ = ["Delivery", "DeliveryBus"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 ROUTED_AT_ONCE: Final = 512  # events sorted into lines between two looks at the clock: about 1 ms
@@ -46,21 +47,6 @@ class DeliveryBus(Bus, Protocol):
     def idle(self, delivery: "Delivery") -> None:
         """Let a delivery go."""
         ...
-
-
-class Tally:
-    """What the deliveries on one event loop count; only its thread does, so without a lock.
-
-    Attributes:
-        delivered: pairs of an event and a subscriber that handled it.
-        finished: events that no subscriber has yet to finish with.
-    """
-
-    __slots__ = ("delivered", "finished")
-
-    def __init__(self) -> None:
-        self.delivered: int = 0
-        self.finished: int = 0
 
 
 class Delivery:
@@ -146,7 +132,8 @@ class Delivery:
         """Cancel what runs, give up what waits, and add both to the list, even if cancelled."""
         self.is_stopped = self._is_cut_off = True
         for task in self._tasks:
-            task.cancel()
+            if not task.cancelling():  # else its time limit has passed, and it is closing what it has open
+                task.cancel()
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=CANCELLATION_GRACE)

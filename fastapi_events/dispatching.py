@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar, overl
 from pydantic import BaseModel
 from typing_extensions import TypedDict, Unpack
 
+from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.errors import ChainTooLongError, ConfigurationError, PayloadError
-from fastapi_events.event import DEFAULT_SOURCE, Event, check_headers, check_text
+from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.event_type import EventType
 from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
 from fastapi_events.payload import freeze, serialise

@@ -2,33 +2,36 @@
 
 import functools
 import os
-import re
 import time as clock
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from typing_extensions import TypeVar
 
+from fastapi_events.cloud_event import (
+    CORE_ATTRIBUTES,
+    check_headers,
+    check_text,
+    header_text,
+    read_attributes,
+    read_time,
+    read_version,
+)
 from fastapi_events.errors import PayloadError
 from fastapi_events.names import EventName, name_of
 from fastapi_events.payload import serialise, snapshot
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 
-__all__ = ["DEFAULT_SOURCE", "Event", "check_headers"]
+__all__ = ["DEFAULT_SOURCE", "Event"]
 
 DEFAULT_SOURCE: Final = "fastapi_events"
 
 PayloadT_co = TypeVar("PayloadT_co", covariant=True, default=Any)
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
-_CORE_ATTRIBUTES: Final = frozenset(
-    {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "dataversion", "data"}
-)
-_HEADER_NAME: Final = re.compile(r"[a-z0-9]+")
-LONGEST_VERSION: Final = 100  # digits; Python reads no more than 4,300
 
 # for type checkers: it has a type of its own for every class, and they disagree about a subclass
 _new_tuple: Final[Callable[..., Any]] = tuple.__new__  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
@@ -96,9 +99,7 @@ class Event(tuple[str, PayloadT_co]):
         ):
             if value != default:
                 state[key] = value
-        text = name_of(name)
-        check_text("name", text)
-        return cls._of(text, payload, state)
+        return cls._of(name_of(name), payload, state)
 
     @classmethod
     def _of(cls, name: str, payload: Any, state: dict[str, Any]) -> "Event[Any]":
@@ -179,22 +180,19 @@ class Event(tuple[str, PayloadT_co]):
             PayloadError: it is not such a CloudEvent; the message says why.
             pydantic.ValidationError: the payload does not fit the schema.
         """
-        attributes = _parse(data)
-        for name in [name for name, value in attributes.items() if value is None and name != "data"]:
-            del attributes[name]  # the specification: null is unset
-        _check_attributes(attributes)
+        attributes = read_attributes(data)
         payload = attributes.pop("data", None)
         schema = registry.schema(attributes["type"])
         return cls(
             attributes["type"],
             payload if schema is None else schema.validate_json(payload),
             id=attributes["id"],
-            time=_parse_time(attributes.get("time")),
+            time=read_time(attributes.get("time")),
             source=attributes["source"],
             subject=attributes.get("subject"),
-            version=_parse_version(attributes.get("dataversion")),
+            version=read_version(attributes.get("dataversion")),
             headers={
-                name: _header_text(name, value) for name, value in attributes.items() if name not in _CORE_ATTRIBUTES
+                name: header_text(name, value) for name, value in attributes.items() if name not in CORE_ATTRIBUTES
             },
         )
 
@@ -215,48 +213,6 @@ class Event(tuple[str, PayloadT_co]):
 
 def _restore(name: str, payload: Any, state: dict[str, Any]) -> Event[Any]:
     return Event._of(name, payload, {**state, "_headers": MappingProxyType(state["_headers"])})
-
-
-def check_text(attribute: str, text: object) -> None:
-    """See to it that an attribute is what a CloudEvent can carry.
-
-    Raises:
-        PayloadError: it is no string, or empty, or no Unicode text.
-    """
-    if not isinstance(text, str) or not text:
-        raise PayloadError(f"the {attribute} of an event must be a string with text, not {text!r}", path=attribute)
-    if not text.isascii():
-        _check_unicode(text, f"the {attribute} of an event", attribute)
-
-
-def _check_unicode(text: str, what: str, path: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PayloadError(f"{what} is no Unicode text: {error}", path=path) from error
-
-
-def check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
-    """Return the headers, read-only.
-
-    Raises:
-        PayloadError: a name is not of `[a-z0-9]+`, or is a core attribute of CloudEvents; a value is no string.
-    """
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or name in _CORE_ATTRIBUTES:
-            raise PayloadError(
-                f"{name!r} cannot be the name of a header: use lower-case letters and digits, "
-                "and none of the attributes that every event has",
-                path=f"headers[{name!r}]",
-            )
-        if not isinstance(value, str):
-            raise PayloadError(
-                f"the header {name!r} must be a string, not {type(value).__name__}: use str()",
-                path=f"headers[{name!r}]",
-            )
-        if not value.isascii():
-            _check_unicode(value, f"the header {name!r}", f"headers[{name!r}]")
-    return MappingProxyType(dict(headers))
 
 
 def _uuid7(nanoseconds: int) -> str:
@@ -280,63 +236,3 @@ def _quoted(text: str) -> str:
 
 
 _quoted_often = functools.lru_cache(maxsize=1024)(_quoted)  # names and sources are few
-
-
-def _parse(data: str | bytes) -> dict[str, Any]:
-    try:
-        attributes = from_json(data, allow_inf_nan=False)
-    except (ValueError, TypeError) as error:  # TypeError: a string that is no Unicode text
-        raise PayloadError(f"this is not JSON: {error}", path="") from error
-    if not isinstance(attributes, dict):
-        raise PayloadError(f"a CloudEvent is a JSON object, not {type(attributes).__name__}", path="")
-    return cast("dict[str, Any]", attributes)
-
-
-def _check_attributes(attributes: dict[str, Any]) -> None:
-    missing = [name for name in ("specversion", "id", "source", "type") if name not in attributes]
-    if missing:
-        raise PayloadError(f"this is not a CloudEvent: {', '.join(missing)} is missing", path=missing[0])
-    if attributes["specversion"] != "1.0":
-        raise PayloadError(
-            f"a CloudEvent of specversion {attributes['specversion']!r} cannot be read: this library reads '1.0'",
-            path="specversion",
-        )
-    for name in ("id", "source", "type", "subject", "time"):
-        if name in attributes and (not isinstance(attributes[name], str) or not attributes[name]):
-            raise PayloadError(f"the attribute {name} must be a string with text, not {attributes[name]!r}", path=name)
-    content_type = attributes.get("datacontenttype", "application/json")
-    if not re.fullmatch(r"[\w.+-]+/([\w.-]+\+)?json\s*(;.*)?", str(content_type), re.IGNORECASE):
-        raise PayloadError(
-            f"data of type {content_type!r} cannot be read: this library reads application/json",
-            path="datacontenttype",
-        )
-    if "data_base64" in attributes:
-        raise PayloadError("binary data (data_base64) cannot be read: this library reads JSON", path="data_base64")
-
-
-def _parse_time(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text.upper())  # CPython 3.11 reads no "z"
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise PayloadError(f"the time {text!r} is not of RFC 3339, as 2026-01-31T12:00:00Z is", path="time") from error
-
-
-def _parse_version(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.isdecimal() and len(value) < LONGEST_VERSION:
-        return int(value)
-    raise PayloadError(f"dataversion must be an integer, not {value!r}", path="dataversion")
-
-
-def _header_text(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (str, int)):
-        return str(value)
-    raise PayloadError(f"the extension attribute {name} must be a string, an integer or a boolean", path=name)

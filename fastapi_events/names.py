@@ -17,9 +17,9 @@ def name_of(name: object) -> str:
 
     Raises:
         EventNameMissingError: the name is None or empty.
-        ConfigurationError: it is neither a string nor an Enum member whose value is a string.
+        ConfigurationError: it is neither a string nor an Enum member whose value is a string, or no Unicode text.
     """
-    if type(name) is str and name:
+    if type(name) is str and name and name.isascii():
         return name
     value = name.value if isinstance(name, Enum) else name
     if value is None or value == "":
@@ -30,4 +30,9 @@ def name_of(name: object) -> str:
         raise ConfigurationError(
             f"an event name is a string or an Enum member with a string value, not {name!r}: use 'order.placed'"
         )
-    return str(value)
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"the event name {text!r} is no Unicode text: {error}") from error
+    return text

@@ -72,8 +72,9 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value if _is_immutable_type(kind) else _copy_model(value)
     if isinstance(value, _CONTAINERS):
-        for part in value.values() if isinstance(value, dict) else value:
-            snapshot(part)  # refuses iterators, which deepcopy() would share
+        if kind is not bytearray:
+            for part in value.values() if isinstance(value, dict) else value:
+                snapshot(part)  # refuses iterators, which deepcopy() would share
         return copy.deepcopy(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         taken = copy.copy(value)

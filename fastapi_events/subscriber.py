@@ -10,7 +10,7 @@ from fastapi_events.handlers.base import BaseEventHandler
 from fastapi_events.retry import Retry
 from fastapi_events.scope import Scope
 
-__all__ = ["Router", "Subscriber", "as_subscriber"]
+__all__ = ["Router", "Subscriber", "as_subscriber", "route_to"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,3 +72,20 @@ def as_subscriber(handler: Any) -> Subscriber:
             raise ConfigurationError(f"{name} cannot be a handler: write `async def handle(self, event)`")
         return Subscriber(name=name, call=lambda event, _: handler.handle(event), is_function=False)
     return Subscriber(name=name, call=lambda events, _: handler.handle_many(events), is_function=False, batch=True)
+
+
+def route_to(handlers: Sequence[Any]) -> Callable[[str], Sequence[Subscriber]]:
+    """Return what tells who receives the events of a name, each once."""
+    routes = [_route_to_one(handler) for handler in handlers]
+    if len(routes) == 1:
+        return routes[0]
+    # a dict: one function may be reached through several handlers
+    return lambda name: tuple(dict.fromkeys(subscriber for route in routes for subscriber in route(name)))
+
+
+def _route_to_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
+    route: Callable[[str], Sequence[Subscriber]] | None = getattr(handler, "matching_subscribers", None)
+    if route is not None and not isinstance(handler, type):
+        return route
+    whole = (as_subscriber(handler),)
+    return lambda _: whole

@@ -286,4 +286,4 @@ async def test_each_rejected_event_is_a_letter_with_its_own_reason():
             bus.dispatch(name)
     reasons = [(letter.name, letter.headers["dlmessage"]) for letter in letters.events]
     assert reasons == [("a", "no a"), ("c", "no c")]
-    assert bus.delivered == 1
+    assert bus.stats().delivered == 1

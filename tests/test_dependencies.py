@@ -23,8 +23,19 @@ from starlette.websockets import WebSocket
 from typing_extensions import TypeAliasType
 
 import fastapi_events
-from fastapi_events import Event, EventBus, EventHandlerASGIMiddleware, LocalHandler, Retry, SubscriberError, dispatch
+from fastapi_events import (
+    Event,
+    EventBus,
+    EventHandlerASGIMiddleware,
+    EventModel,
+    EventType,
+    LocalHandler,
+    Retry,
+    SubscriberError,
+    dispatch,
+)
 from fastapi_events.dependencies import compile_subscriber
+from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry
 from fastapi_events.scope import Scope
 
 with_both_depends = pytest.mark.parametrize("depends", [Depends, fastapi_events.Depends], ids=["fastapi", "own"])
@@ -1621,3 +1632,40 @@ async def test_an_override_that_cannot_work_fails_the_event_and_says_why() -> No
         await bus.drain()
 
     assert "→ impossible, parameter 'name': nothing supplies it" in str(failures[0].exception)
+
+
+async def test_a_model_that_only_the_function_around_knows_is_recognised_in_annotations() -> None:
+    class Shipped(EventModel, name="order.shipped.locally"):
+        order_id: int
+
+    class Returned(BaseModel):
+        order_id: int
+
+    returned = EventType("order.returned.locally", Returned, registry=EventPayloadSchemaRegistry())
+    received: list[Any] = []
+    handler = LocalHandler()
+
+    def order_id(order: "Shipped") -> int:
+        return order.order_id
+
+    def bare(order: "Shipped", order_id: int = Depends(order_id)) -> None:
+        received.append((order, order_id))
+
+    def envelope(event: "Event[Shipped]", order: "Shipped") -> None:
+        received.append((event.payload, order))
+
+    def of_type(order: "Returned") -> None:
+        received.append(order)
+
+    def of_union(order: "Shipped | Returned") -> None:
+        received.append(order)
+
+    handler.register(Shipped)(bare)
+    handler.register(Shipped)(envelope)
+    handler.register(returned)(of_type)
+    handler.register(Shipped, returned)(of_union)
+    shipped = Shipped(order_id=3)
+    await handler.handle(Event("order.shipped.locally", shipped))
+    await handler.handle(Event("order.returned.locally", Returned(order_id=4)))
+
+    assert received == [(shipped, 3), (shipped, shipped), shipped, Returned(order_id=4), Returned(order_id=4)]

@@ -308,3 +308,30 @@ async def test_threads_that_are_left_alone_may_outlive_their_loop() -> None:
     gate.open()
 
     assert await asyncio.to_thread(ended.wait, 10)
+
+
+async def test_a_drain_that_gives_up_does_not_disturb_what_a_timeout_closes() -> None:
+    log: list[str] = []
+    closing = asyncio.Event()
+
+    async def session() -> AsyncIterator[None]:
+        try:
+            yield
+        except asyncio.CancelledError:
+            closing.set()
+            await asyncio.sleep(0.02)
+            log.append("rolled back")
+            raise
+
+    async def subscriber(event: Event, _: Annotated[None, Depends(session)]) -> None:
+        await asyncio.Event().wait()
+
+    handler = LocalHandler()
+    handler.register(subscriber, timeout=0.02)
+    async with EventBus([handler]) as bus:
+        bus.dispatch("order.placed")
+        await closing.wait()
+        report = await bus.drain(timeout=0)
+
+    assert log == ["rolled back"]
+    assert [failed.name for failed in report.failed] == ["order.placed"]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, get_origin, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
 
 from typing_extensions import TypeForm, Unpack
 
@@ -119,12 +119,12 @@ class LocalHandler(BaseEventHandler):
         """
         if what and _is_function(what[0]):
             function, *what_else = what
-            self._add(function, _patterns(what_else, event_name), retry, timeout, concurrency)
+            self._add(function, _patterns(what_else, event_name), _types(what_else), retry, timeout, concurrency)
             return function
         patterns = _patterns(what, event_name)
 
         def decorate(function: Any) -> Any:
-            self._add(function, patterns, retry, timeout, concurrency)
+            self._add(function, patterns, _types(what), retry, timeout, concurrency)
             return function
 
         return decorate
@@ -151,7 +151,7 @@ class LocalHandler(BaseEventHandler):
             )
 
         def decorate(function: Any) -> Any:
-            self._add(function, annotated_patterns(function), retry, timeout, concurrency)
+            self._add(function, annotated_patterns(function), {}, retry, timeout, concurrency)
             return function
 
         return decorate if function is None else decorate(function)
@@ -171,9 +171,6 @@ class LocalHandler(BaseEventHandler):
 
     def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
         """Return who receives events of this name, each once, in the order of registration."""
-        found = self._routes.get(name)
-        if found is not None and self._whole is None:
-            return found
         return self._functions(name) if self._whole is None else (self._whole,)
 
     def _functions(self, name: str) -> tuple[Subscriber, ...]:
@@ -208,7 +205,13 @@ class LocalHandler(BaseEventHandler):
         raise_all(errors)
 
     def _add(
-        self, function: Any, patterns: list[str], retry: Retry | None, timeout: float | None, concurrency: int
+        self,
+        function: Any,
+        patterns: list[str],
+        types: dict[str, Any],
+        retry: Retry | None,
+        timeout: float | None,
+        concurrency: int,
     ) -> None:
         name = name_of_function(function)
         if concurrency < 1:
@@ -223,7 +226,7 @@ class LocalHandler(BaseEventHandler):
             )
         known = self._subscribers.get(_key(function))
         if known is None:
-            compiled = compile_subscriber(function, name=name)
+            compiled = compile_subscriber(function, name=name, known=types)
             known = Subscriber(
                 name=name, call=compiled.call, is_async=compiled.is_async,
                 retry=retry, timeout=timeout, concurrency=concurrency,
@@ -253,6 +256,13 @@ def _patterns(what: Iterable[Any], event_name: EventName | None) -> list[str]:
     if event_name is not None:
         patterns.extend(patterns_of(event_name))
     return patterns or ["*"]
+
+
+def _types(what: Iterable[Any]) -> dict[str, Any]:
+    """Return payload types by their names: what annotations may use though the module does not know it."""
+    sources = [part for one in what for part in get_args(one) or (one,)]
+    types = [source.schema.type if isinstance(source, EventType) else source for source in sources]
+    return {type_.__name__: type_ for type_ in types if isinstance(type_, type)}
 
 
 def _key(function: Any) -> Any:

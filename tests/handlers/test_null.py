@@ -12,6 +12,7 @@ async def test_takes_everything_and_does_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-async def test_takes_plain_tuples():
+async def test_plain_tuples_vanish_too(capsys):
     await NullHandler().handle(("a", {"b": 1}))
     await NullHandler().handle_many([("a", None), Event("b")])
+    assert capsys.readouterr() == ("", "")
