@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
+from time import monotonic
 from typing import Any, Final, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -16,9 +17,9 @@ from typing_extensions import TypedDict
 
 from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
-from fastapi_events.delivery import Delivery
+from fastapi_events.delivery import SLICE, Delivery
 from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
-from fastapi_events.drains import Drain, UnderWay
+from fastapi_events.drains import Arrivals, Drain, UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
@@ -32,6 +33,7 @@ from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
 
+CANCELLATION_GRACE: Final = 1.0  # seconds that cancelled subscribers get to clean up
 _TAKES_EVENTS: Final = frozenset({"starting", "started", "open"})
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
@@ -139,8 +141,7 @@ class EventBus(Dispatcher):
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
         self._kept: list[tuple[Event[Any], Scope | None, Context]] = []  # until the bus is open
-        # from another thread, by their Python id, with the loop that they go to
-        self._in_transit: dict[int, tuple[Event[Any], asyncio.AbstractEventLoop]] = {}
+        self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
         self._under_way = UnderWay()
         buses.enrol(self)
 
@@ -152,8 +153,7 @@ class EventBus(Dispatcher):
         for delivery in list(self._under_way.deliveries):
             self.reporter.lost(delivery.give_up(), "its event loop ended")
         # requests and blocks that are thrown away as well tell of their own
-        left = [*(event for event, _, _ in self._kept), *(event for event, _ in self._in_transit.values())]
-        self.reporter.lost(self._lose(left), "its bus was thrown away")
+        self.reporter.lost(self._lose(self._not_begun()), "its bus was thrown away")
 
     def __repr__(self) -> str:
         names = ", ".join(type(handler).__qualname__ for handler in self.handlers)
@@ -201,9 +201,10 @@ class EventBus(Dispatcher):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         delivered = self._ledger.delivered
-        arriving = {key for key, (_, to) in list(self._in_transit.items()) if to is loop}
+        arrivals = self._arrivals.get(loop, Arrivals())
+        arriving = arrivals.taken + len(arrivals.events)
         await asyncio.sleep(0)
-        while not arriving.isdisjoint(self._in_transit):  # noqa: ASYNC110 - another thread is about to schedule it
+        while arrivals.taken < arriving and loop.time() < deadline:  # noqa: ASYNC110 - each turn takes some
             await asyncio.sleep(0)
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
@@ -212,7 +213,9 @@ class EventBus(Dispatcher):
         try:
             with self.reporter.collecting() as failed:
                 await self._under_way.quiet(drain, deadline)
-                given_up = await self._give_up(drain)
+                with self._lock:
+                    late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
+                given_up = await self._give_up(drain, late)
                 if given_up:
                     await self.reporter.gave_up(given_up, seconds)
             await self.reporter.hooks_ended(deadline)
@@ -256,6 +259,7 @@ class EventBus(Dispatcher):
         times = [oldest for delivery in list(self._under_way.deliveries) if (oldest := delivery.oldest()) is not None]
         times.extend(scope.backlog[0]._at for scope in list(self._under_way.scopes) if scope.backlog)
         times.extend(event._at for event, _, _ in self._kept[:1])
+        times.extend(arrivals.events[0][0]._at for arrivals in list(self._arrivals.values()) if arrivals.events)
         age = (time.time_ns() - min(times)) / 1e9 if times else 0.0
         counts = self.reporter.counts
         return Stats(pending=self._ledger.pending, oldest_age=max(age, 0.0), delivered=self._ledger.delivered, **counts)
@@ -287,7 +291,7 @@ class EventBus(Dispatcher):
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
         # lists, as loops and threads that still run at the exit of the process change all of these
-        left = [event for event, _, _ in list(self._kept)] + [event for event, _ in list(self._in_transit.values())]
+        left = self._not_begun()
         for scope in list(self._under_way.scopes):
             left.extend(scope.backlog or ())
         for delivery in list(self._under_way.deliveries):
@@ -330,7 +334,7 @@ class EventBus(Dispatcher):
                 return
             self._state = "open"
             early = buses.take_early(self)
-            self._ledger.take(len(early), is_exempt=True)
+            self._ledger.take(len(early), True)
             kept, self._kept = [(event, None, context) for event, context in early] + self._kept, []
         for event, scope, context in kept:
             self._hand_over(event, scope, context)
@@ -359,7 +363,7 @@ class EventBus(Dispatcher):
         elif backlog:
             self._delivery(scope).add(backlog, copy_context(), eagerly=True)
         elif scope.delivery not in self._under_way.deliveries:
-            scope.connection = None
+            scope.disconnect()
         self._under_way.changed()
         delivery: Delivery | None = scope.delivery
         return None if delivery is None or delivery.is_settled() else delivery
@@ -374,8 +378,9 @@ class EventBus(Dispatcher):
             NoBusError: the bus was stopped, or its loop was.
         """
         with self._lock:
-            is_taken = self._ledger.take(is_exempt=bool(event._chain))
-            waits = deliver_on != "now" and (not event._chain or (scope is not None and scope.collects()))
+            is_caused = event._chain != ()
+            is_taken = self._ledger.take(1, is_caused)
+            waits = scope is not None and deliver_on != "now" and (not is_caused or scope.collects())
             backlog = scope.backlog if waits and scope is not None else None
             if is_taken and scope is not None and backlog is not None:
                 if not backlog:
@@ -442,31 +447,48 @@ class EventBus(Dispatcher):
             is_stopped = self._state == "stopped" or (self._state == "stopping" and not event._chain)
             if waits:
                 self._kept.append((event, scope, context))
-            elif loop is not None and loop is not here and not is_stopped:
-                self._in_transit[id(event)] = (event, loop)
+            elif loop is not None and not is_closed and not is_stopped and (scope is None or loop is not here):
+                is_closed = not self._send(loop, event, scope, context)
         if waits:
             self._open_soon()
         elif loop is None or is_stopped or is_closed:
-            self._in_transit.pop(id(event), None)
             self._ledger.give_back(1)
             why = "the bus was stopped" if is_stopped else "its event loop is closed"
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
-        elif loop is here:
-            self._deliver(event, scope, context)
-        else:
+        elif loop is here and scope is not None:
+            self._delivery(scope).add([event], context)
+
+    def _send(self, loop: asyncio.AbstractEventLoop, event: Event[Any], scope: Scope | None, context: Context) -> bool:
+        """Have an event delivered by a loop as soon as it runs; tell whether it still can."""
+        arrivals = self._arrivals.get(loop)
+        if arrivals is None:
+            arrivals = Arrivals()
             try:
-                loop.call_soon_threadsafe(self._arrive, event, scope, context)
-            except RuntimeError:  # the loop was closed just now
-                del self._in_transit[id(event)]
-                self._hand_over(event, scope, context)
+                loop.call_soon_threadsafe(self._arrive, loop, arrivals)
+            except RuntimeError:  # it was closed just now
+                return False
+            self._arrivals[loop] = arrivals
+        arrivals.events.append((event, scope, context))
+        return True
 
-    def _arrive(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
-        self._deliver(event, scope, context)
-        del self._in_transit[id(event)]
+    def _arrive(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals) -> None:
+        """Deliver what was sent to this loop, in turns that leave it time for other things."""
+        turn_ends = monotonic() + SLICE
+        while arrivals.events and monotonic() < turn_ends:
+            event, scope, context = arrivals.events[0]
+            self._delivery(scope or Scope(self, loop)).add([event], context, eagerly=True)
+            with self._lock:
+                arrivals.take()
+        with self._lock:
+            if arrivals.events:
+                loop.call_soon(self._arrive, loop, arrivals)
+            else:
+                del self._arrivals[loop]
 
-    def _deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
-        scope = scope or Scope(self, self.loop)
-        self._delivery(scope).add([event], context)
+    def _not_begun(self) -> list[Event[Any]]:
+        """Return the events that no delivery and no backlog has; from any thread."""
+        arriving = [entry for arrivals in list(self._arrivals.values()) for entry in list(arrivals.events)]
+        return [event for event, _, _ in [*list(self._kept), *arriving]]
 
     def _delivery(self, scope: Scope) -> Delivery:
         if scope.delivery is None or scope.delivery.loop.is_closed():
@@ -489,17 +511,19 @@ class EventBus(Dispatcher):
         self.reporter.withheld(withheld, awaited)
         return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
 
-    async def _give_up(self, drain: Drain) -> list[GivenUp]:
-        running, waiting = self._under_way.left(drain)
-        given_up: list[GivenUp] = []
+    async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
+        running = list(self._under_way.deliveries_left(drain))
+        tasks = [task for delivery in running for task in delivery.cut_off()]
         try:
-            await asyncio.gather(*(one.cut_off(given_up) for one in running))
+            if tasks:
+                await asyncio.wait(tasks, timeout=CANCELLATION_GRACE)
         except BaseException:
+            given_up = [one for delivery in running for one in delivery.give_up()] + self._lose(left)
             self.reporter.lost(given_up, "the drain that gave it up was cancelled")
             raise
-        left: list[Event[Any]] = []
+        given_up = [one for delivery in running for one in delivery.give_up()]
         with self._lock:
-            for scope in waiting:
+            for scope in list(self._under_way.scopes_left(drain)):
                 left.extend(scope.backlog or ())
                 scope.backlog, scope.conditions = [], None
                 self._under_way.scopes.discard(scope)

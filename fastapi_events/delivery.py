@@ -27,7 +27,6 @@ __all__ = ["Delivery", "DeliveryBus"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 ROUTED_AT_ONCE: Final = 512  # events sorted into lines between two looks at the clock: about 1 ms
-CANCELLATION_GRACE: Final = 1.0  # seconds that a cancelled subscriber gets to clean up
 
 
 class DeliveryBus(Bus, Protocol):
@@ -90,7 +89,8 @@ class Delivery:
         Nothing is delivered before this returns, unless `eagerly` is set and the interpreter can (CPython 3.12).
         """
         self.bus.active(self)
-        context.run(current_scope.set, self.scope)
+        if context.get(current_scope) is not self.scope:
+            context.run(current_scope.set, self.scope)
         self._arrived.append((deque(events), context))
         self._attended += 1
         if eagerly:
@@ -128,17 +128,13 @@ class Delivery:
         arrived = [event for events, _ in list(self._arrived) for event in list(events)]
         return [item.event for item in items] + arrived
 
-    async def cut_off(self, given_up: list[GivenUp]) -> None:
-        """Cancel what runs, give up what waits, and add both to the list, even if cancelled."""
+    def cut_off(self) -> "set[asyncio.Task[None]]":
+        """Begin nothing more, and cancel what runs; return that. Whoever calls this calls `give_up` later."""
         self.is_stopped = self._is_cut_off = True
         for task in self._tasks:
             if not task.cancelling():  # else its time limit has passed, and it is closing what it has open
                 task.cancel()
-        try:
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=CANCELLATION_GRACE)
-        finally:
-            given_up.extend(self.give_up())
+        return self._tasks
 
     def give_up(self) -> list[GivenUp]:
         """Take all events off; return them with each subscriber that does not get them."""
@@ -183,6 +179,7 @@ class Delivery:
             task.add_done_callback(self._left)
 
     async def _work(self) -> None:
+        worker = _worker()
         self._workers += 1
         self.slice_end = monotonic() + SLICE
         try:
@@ -192,7 +189,21 @@ class Delivery:
                     if not self._arrived:
                         continue
                 elif self._ready:
-                    await self._serve(self._ready.popleft())
+                    line = self._ready.popleft()
+                    if self._ready:
+                        self.call_reinforcement()
+                    given = line.waiting[0].context
+                    context, work = given.copy(), line.serve(given)
+                    try:
+                        awaited = context.run(work.send, None)
+                    except StopIteration:
+                        pass
+                    else:
+                        await self._resume(context, work, awaited)
+                    finally:
+                        self._served(line)
+                    if worker.cancelling():
+                        await self.uncancel()
                 else:
                     break
                 if self.has_had_enough():
@@ -229,7 +240,7 @@ class Delivery:
             self._dismiss_reinforcement()
         self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
         if self.scope.ended:
-            self.scope.connection = None
+            self.scope.disconnect()
         self.bus.idle(self)
 
     def _has_work(self) -> bool:
@@ -297,10 +308,11 @@ class Delivery:
             line = lines.get(subscriber)
             if line is None:
                 line = lines[subscriber] = Line(subscriber, self)
-            if not line.attended and not line.workers and not line.waiting:
+            waiting = line.waiting
+            if not waiting and not line.workers and not line.attended:
                 line.attended = True
                 self._attended += 1
-            line.waiting.append(item)
+            waiting.append(item)
             if not line.queued and line.workers < subscriber.concurrency:
                 line.queued = True
                 self._ready.append(line)
@@ -311,33 +323,12 @@ class Delivery:
             line.queued = True
             self._ready.append(line)
 
-    async def _serve(self, line: Line) -> None:
-        """Serve a line until none of its events is left or it is time for another line."""
-        line.queued = False
-        line.workers += 1
-        if self._ready:
-            self.call_reinforcement()
-        worker = _worker()
-        try:
-            while line.waiting:
-                given = line.waiting[0].context
-                context, work = given.copy(), line.serve(given)
-                try:
-                    awaited = context.run(work.send, None)
-                except StopIteration:
-                    pass
-                else:
-                    await self._resume(context, work, awaited)
-                if worker.cancelling():
-                    await self.uncancel()
-                if line.subscriber.concurrency > 1 or self.has_had_enough():
-                    break
-        finally:
-            line.workers -= 1
-            if line.waiting:
-                self.offer(line)
-            if line.attended:
-                self.release(line)
+    def _served(self, line: Line) -> None:
+        line.workers -= 1
+        if line.waiting:
+            self.offer(line)
+        if line.attended:
+            self.release(line)
 
     def release(self, line: Line) -> None:
         """Let the ASGI call go, as far as this line is concerned, once its first attempts have ended."""

@@ -1,13 +1,35 @@
 """What is under way on a bus, and who waits for its end."""
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
+from contextvars import Context
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi_events.delivery import Delivery
+from fastapi_events.event import Event
 from fastapi_events.scope import Scope, current_event, current_scope
 
-__all__ = ["Drain", "UnderWay"]
+__all__ = ["Arrivals", "Drain", "UnderWay"]
+
+
+class Arrivals:
+    """Events on their way to an event loop, from other threads or from outside of any scope.
+
+    Attributes:
+        events: in the order in which they were sent, with their scope and context.
+        taken: how many were taken off, from the beginning.
+    """
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[Event[Any], Scope | None, Context]] = deque()
+        self.taken: int = 0
+
+    def take(self) -> tuple[Event[Any], Scope | None, Context]:
+        """Take the first one off."""
+        self.taken += 1
+        return self.events.popleft()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -62,22 +84,24 @@ class UnderWay:
         """Forget a drain."""
         self._drains.remove(drain)
 
-    def left(self, drain: Drain) -> tuple[list[Delivery], list[Scope]]:
-        """Return what a drain has to wait for: not what waits for a drain that could wait for this one."""
-        drains = self._drains if drain.is_awaited() else (drain,)
-        delivering = {scope for other in drains if other.by_subscriber for scope in other.around}
-        running = [
-            delivery
-            for delivery in list(self.deliveries)
-            if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in delivering
-        ]
-        around = {scope for other in drains for scope in other.around}
-        return running, [scope for scope in drain.scopes if scope.backlog and scope not in around]
+    def deliveries_left(self, drain: Drain) -> Iterator[Delivery]:
+        """Return the deliveries that a drain has to wait for: not what waits for a drain that could wait for it."""
+        others = self._drains if drain.is_awaited() else (drain,)
+        waiting = {scope for other in others if other.by_subscriber for scope in other.around}
+        for delivery in list(self.deliveries):
+            if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in waiting:
+                yield delivery
+
+    def scopes_left(self, drain: Drain) -> Iterator[Scope]:
+        """Return the same of the open scopes with a backlog."""
+        others = self._drains if drain.is_awaited() else (drain,)
+        waiting = {scope for other in others for scope in other.around}
+        return (scope for scope in drain.scopes if scope.backlog and scope not in waiting)
 
     async def quiet(self, drain: Drain, deadline: float) -> None:
         """Wait until nothing is left, or for the deadline."""
         loop = asyncio.get_running_loop()
-        while any(self.left(drain)):
+        while next(self.deliveries_left(drain), None) or next(self.scopes_left(drain), None):
             left = deadline - loop.time()
             if left <= 0:
                 return

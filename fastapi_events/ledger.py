@@ -50,7 +50,7 @@ class Ledger:
         finished = self._finished()  # first: other threads may go on
         return self._taken - finished
 
-    def take(self, count: int = 1, *, is_exempt: bool = False) -> bool:
+    def take(self, count: int, is_exempt: bool) -> bool:
         """Count events as pending; tell whether there was room. The exempt are taken in any case."""
         if self._taken >= self._full_at and not is_exempt:
             self._full_at = self._most + self._finished()

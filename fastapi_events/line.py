@@ -61,28 +61,18 @@ class Line:
         attended: the ASGI call waits for it.
     """
 
-    __slots__ = (
-        "_delivery",
-        "_retrying",
-        "attended",
-        "queued",
-        "running",
-        "subscriber",
-        "threads",
-        "waiting",
-        "workers",
-    )
+    # most lines leave these as they are
+    queued: bool = False
+    workers: int = 0
+    attended: bool = False
+    threads: "frozenset[asyncio.Task[Ended]]" = frozenset()
+    _retrying: frozenset[Item] = frozenset()  # of those that run; each holds a worker
 
     def __init__(self, subscriber: Subscriber, delivery: "Delivery") -> None:
         self.subscriber: Subscriber = subscriber
         self.waiting: deque[Item] = deque()
         self.running: dict[Item, int] = {}
-        self.threads: set[asyncio.Task[Ended]] = set()
-        self.queued: bool = False
-        self.workers: int = 0
-        self.attended: bool = False
         self._delivery = delivery
-        self._retrying: set[Item] = set()  # of those that run; each holds a worker
 
     def is_open(self) -> bool:
         """Tell whether the subscriber may be given another event now."""
@@ -94,6 +84,8 @@ class Line:
 
     def serve(self, context: Context) -> Coroutine[Any, Any, None]:
         """Hand over events that came with this context, until there are no more or the delivery has had enough."""
+        self.queued = False
+        self.workers += 1
         subscriber = self.subscriber
         if subscriber.is_plain:
             return self._one_by_one(context)
@@ -108,7 +100,7 @@ class Line:
         given_up = [*self.running.items(), *((item, 0) for item in self.waiting)]
         self.running.clear()
         self.waiting.clear()
-        self._retrying.clear()
+        self._retrying = frozenset()
         self.attended = False
         return given_up
 
@@ -116,7 +108,7 @@ class Line:
         delivery, subscriber, waiting, running = self._delivery, self.subscriber, self.waiting, self.running
         scope, tally, call = delivery.scope, delivery.tally, subscriber.call
         worker: Any = asyncio.current_task()
-        while waiting and waiting[0].context is context:
+        while waiting[0].context is context:
             item = waiting.popleft()
             running[item] = 1
             event = item.event
@@ -131,7 +123,7 @@ class Line:
                     item.remaining -= 1
                     if not item.remaining:
                         tally.finished += 1
-            if monotonic() >= delivery.slice_end or delivery.is_stopped or worker.cancelling():
+            if not waiting or monotonic() >= delivery.slice_end or delivery.is_stopped or worker.cancelling():
                 return
 
     async def _each_by_itself(self, context: Context) -> None:
@@ -151,7 +143,7 @@ class Line:
         for attempt in count(1):
             try:
                 if retry is not None and attempt > 1:
-                    self._retrying.add(item)
+                    self._retrying |= {item}
                     self._delivery.release(self)
                     await retry.sleep(retry.delay(attempt - 1))
                     if self._is_given_up(item):
@@ -159,7 +151,7 @@ class Line:
                 await self._attempt(item, attempt)
             except BaseException as error:
                 if retry is None or not retry.covers(error, attempt) or self._ends_worker(error):
-                    self._retrying.discard(item)
+                    self._retrying -= {item}
                     await self._failed(item, error, attempt)
                     return
                 await self._delivery.uncancel()
@@ -167,7 +159,7 @@ class Line:
                     return
                 self._delivery.bus.reporter.retrying(item.event, self.subscriber.name, error, attempt)
             else:
-                self._retrying.discard(item)
+                self._retrying -= {item}
                 self._delivered(item)
                 return
 
@@ -207,7 +199,7 @@ class Line:
             await asyncio.wait({thread})
         except asyncio.CancelledError:
             if limit is not None and limit.expired():  # it cannot be stopped: it keeps its place among the threads
-                self.threads.add(thread)
+                self.threads |= {thread}
                 thread.add_done_callback(self._ended_late)
                 delivery.bus.reporter.overran(event, subscriber.name)
             else:
@@ -219,7 +211,7 @@ class Line:
         return result
 
     def _ended_late(self, thread: "asyncio.Task[Ended]") -> None:
-        self.threads.discard(thread)
+        self.threads -= {thread}
         error = None if thread.cancelled() else thread.result()[1]
         logger.warning(
             "subscriber %s ended after its timeout, %s",

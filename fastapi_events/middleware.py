@@ -1,6 +1,5 @@
 """Wires a bus into a FastAPI, Starlette or other ASGI application."""
 
-import asyncio
 import logging
 import time
 import traceback
@@ -66,16 +65,19 @@ class EventHandlerASGIMiddleware:
             buses.claim_id(middleware_id, self.bus)
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._request(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "lifespan":
+        kind = scope["type"]
+        if kind in ("http", "websocket"):
+            loop = buses.asyncio_loop()
+            if not self.bus.is_open_on(loop):
+                await self._open()
+            serve = self._request if kind == "http" else self._websocket
+            await serve(Scope(self.bus, loop, kind == "http", scope, current_scope.get()), scope, receive, send)
+        elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _request(self, connection: Connection, receive: Receive, send: Send) -> None:
+    async def _request(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
         status: int | None = None
 
         def watch(message: Message) -> Awaitable[None]:
@@ -85,7 +87,6 @@ class EventHandlerASGIMiddleware:
             return send(message)
 
         bus = self.bus
-        scope = Scope(bus, await self._loop(), collects=True, connection=connection, parent=current_scope.get())
         token = current_scope.set(scope)
         try:
             await self.app(connection, receive, watch)
@@ -103,8 +104,7 @@ class EventHandlerASGIMiddleware:
         finally:
             current_scope.reset(token)
 
-    async def _websocket(self, connection: Connection, receive: Receive, send: Send) -> None:
-        scope = Scope(self.bus, await self._loop(), connection=connection, parent=current_scope.get())
+    async def _websocket(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
         token = current_scope.set(scope)
         try:
             await self.app(connection, receive, send)
@@ -145,22 +145,18 @@ class EventHandlerASGIMiddleware:
                 await bus.stop(max(0.0, bus.drain_timeout - drained))
             await send(message)
 
-        token = current_scope.set(Scope(bus, buses.asyncio_loop(), connection=connection))
+        token = current_scope.set(Scope(bus, buses.asyncio_loop(), False, connection))
         try:
             await self.app(connection, receive_after_bus, send_after_bus)
         finally:
             bus.has_lifespan = False
             current_scope.reset(token)
 
-    async def _loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop, on which the bus has been started."""
-        loop = buses.asyncio_loop()
-        if not self.bus.is_open_on(loop):
-            try:
-                await self.bus.ensure_open()
-            except Exception:
-                logger.exception("a handler failed to start; the request goes on, the next one tries again")
-        return loop
+    async def _open(self) -> None:
+        try:
+            await self.bus.ensure_open()
+        except Exception:
+            logger.exception("a handler failed to start; the request goes on, the next one tries again")
 
     def _waits(self) -> bool:
         if not self._wait and not self.bus.has_lifespan:

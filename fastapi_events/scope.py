@@ -57,24 +57,16 @@ class Scope:
         ended: whether the request or block is over; a connection lasts as long as it, or as its last delivery.
     """
 
-    __slots__ = (
-        "_app",
-        "_connection",
-        "backlog",
-        "bus",
-        "cause",
-        "conditions",
-        "delivery",
-        "ended",
-        "loop",
-        "parent",
-    )
+    # most scopes leave these as they are
+    conditions: dict[int, DeliverOn] | None = None
+    delivery: Any = None
+    ended: bool = False
+    _app: Any = None
 
     def __init__(
         self,
         bus: Any,
         loop: asyncio.AbstractEventLoop | None = None,
-        *,
         collects: bool = False,
         connection: MutableMapping[str, Any] | None = None,
         parent: "Scope | None" = None,
@@ -84,26 +76,16 @@ class Scope:
         self.parent: Scope | None = parent
         self.cause: Event[Any] | None = current_event.get()
         self.backlog: list[Event[Any]] | None = [] if collects else None
-        self.conditions: dict[int, DeliverOn] | None = None
-        self.delivery: Any = None
-        self.ended: bool = False
-        self._app: Any = None if connection is None else connection.get("app")
-        self._connection = connection
+        self.connection = connection
 
     @property
     def app(self) -> Any:
-        if self._app is None and self._connection is not None:
-            self._app = self._connection.get("app")  # where the middleware is around it, it enters itself when called
-        return self._app
+        # read late: where the middleware is around the application, that enters itself when called
+        return self._app if self.connection is None else self.connection.get("app")
 
-    @property
-    def connection(self) -> MutableMapping[str, Any] | None:
-        return self._connection
-
-    @connection.setter
-    def connection(self, connection: MutableMapping[str, Any] | None) -> None:
-        self._app = self.app  # events that come after the last delivery need it still
-        self._connection = connection
+    def disconnect(self) -> None:
+        """Let go of the connection, but for the app: events that come after the last delivery need it still."""
+        self._app, self.connection = self.app, None
 
     def collects(self) -> bool:
         """Tell whether an event that is dispatched now waits for the end; what its subscribers cause does not."""

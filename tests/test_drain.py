@@ -1,6 +1,7 @@
 """What a drain waits for, what it leaves behind and tells, and that a bus starts again; on virtual time."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,39 @@ def now() -> float:
 
 
 # What is waited for
+
+
+async def test_a_flood_from_outside_of_any_scope_leaves_the_loop_time_for_other_things():
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with EventBus([local(Slow())]) as bus:
+        for _ in range(5_000):  # a turn takes 5 ms at most, and each event takes more than 10 us
+            bus.dispatch("a")
+        task = asyncio.create_task(others())
+        report = await bus.drain()
+        task.cancel()
+    assert report == DrainReport(delivered=5_000)
+    assert turns > 8
+
+
+async def test_what_threads_sent_before_is_given_up_at_the_deadline_by_whichever_drain_comes_first():
+    async with EventBus([local(Slow())]) as bus:
+        thread = threading.Thread(target=lambda: [bus.dispatch("a") for _ in range(5_000)])
+        thread.start()
+        thread.join()  # the loop does not run meanwhile
+        reports = await asyncio.gather(bus.drain(timeout=0.0), bus.drain(timeout=0.0))
+        assert bus.stats().pending == 0
+    never_started = [one for report in reports for one in report.never_started]
+    cancelled = [one for report in reports for one in report.cancelled]
+    assert len(never_started) > 0
+    assert len({one.id for one in never_started + cancelled}) == len(never_started + cancelled)
+    assert bus.stats().delivered + len(never_started + cancelled) == 5_000
 
 
 async def test_a_drain_ends_as_soon_as_all_is_handled():
