@@ -263,6 +263,8 @@ class Delivery:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.is_stopped = True
             return True
+        if self.is_stopped and not self.loop.is_running():  # this is thrown away, and the subscriber objects
+            return True
         if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             return False
         if not self.is_stopped and isinstance(error, asyncio.CancelledError):

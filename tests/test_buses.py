@@ -328,6 +328,36 @@ def test_a_block_that_waits_for_its_events_is_thrown_away_with_its_loop(loop):
     assert [(failure.event.name, failure.attempt) for failure in failures] == [("a", 1)]
 
 
+@pytest.mark.parametrize("options", [{}, {"timeout": 60.0}], ids=["plain", "with a timeout"])
+def test_a_subscriber_that_objects_to_being_thrown_away_is_lost_once_and_its_own_exception_seen(
+    monkeypatch, loop, options
+):
+    failures: list[Failure] = []
+    objections: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: objections.append(unraisable.exc_value))
+    local = LocalHandler()
+
+    @local.register("a", **options)
+    async def objects(event: Event[Any]) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            raise KeyError("mine")
+
+    async def begin() -> None:
+        bus = EventBus([local], on_error=failures.append)
+        await bus.ensure_open()
+        bus.dispatch("a")
+
+    loop.run_until_complete(begin())
+    for _ in range(5):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gc.collect()
+    assert list(map(repr, objections)) == ["KeyError('mine')"]
+    assert [(failure.event.name, failure.attempt) for failure in failures] == [("a", 1)]
+
+
 # middleware_id
 
 
