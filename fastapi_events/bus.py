@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
-from time import monotonic
+from dataclasses import replace
 from typing import Any, Final, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 
 from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
-from fastapi_events.delivery import SLICE, Delivery
-from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
-from fastapi_events.drains import Arrivals, Drain, UnderWay
+from fastapi_events.delivery import Delivery
+from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, dispatch_is_disabled
+from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
@@ -27,13 +27,12 @@ from fastapi_events.ledger import Ledger
 from fastapi_events.names import DELIVER_ON, DeliverOn
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
-from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
+from fastapi_events.reports import DrainReport, Failure, Stats
 from fastapi_events.scope import Outcome, Scope, current_scope
 from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
 
-CANCELLATION_GRACE: Final = 1.0  # seconds that cancelled subscribers get to clean up
 _TAKES_EVENTS: Final = frozenset({"starting", "started", "open"})
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
@@ -95,7 +94,7 @@ class EventBus(Dispatcher):
         on_withheld: Hook[Event[Any]] = (),
         dead_letters: EventHandler | None = None,
         max_pending: int | None = 100_000,
-        max_depth: int = 32,
+        max_depth: int = MAX_DEPTH,
         drain_timeout: float = 20.0,
         max_threads: int = 40,
         registry: EventPayloadSchemaRegistry = default_registry,
@@ -140,9 +139,7 @@ class EventBus(Dispatcher):
         self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._kept: list[tuple[Event[Any], Scope | None, Context]] = []  # until the bus is open
-        self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
-        self._under_way = UnderWay()
+        self._under_way = UnderWay(self, self._lock)
         buses.enrol(self)
 
     def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may have gone by then
@@ -153,7 +150,7 @@ class EventBus(Dispatcher):
         for delivery in list(self._under_way.deliveries):
             self.reporter.lost(delivery.give_up(), "its event loop ended")
         # requests and blocks that are thrown away as well tell of their own
-        self.reporter.lost(self._lose(self._not_begun()), "its bus was thrown away")
+        self.reporter.lost(self.lose(self._under_way.not_begun()), "its bus was thrown away")
 
     def __repr__(self) -> str:
         names = ", ".join(type(handler).__qualname__ for handler in self.handlers)
@@ -201,33 +198,10 @@ class EventBus(Dispatcher):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         delivered = self._ledger.delivered
-        arrivals = self._arrivals.get(loop, Arrivals())
-        arriving = arrivals.taken + len(arrivals.events)
-        await asyncio.sleep(0)
-        while arrivals.taken < arriving and loop.time() < deadline:  # noqa: ASYNC110 - each turn takes some
-            await asyncio.sleep(0)
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
-        await self.reporter.hooks_ended(deadline)  # they may dispatch
-        drain = self._under_way.begin_drain()
-        try:
-            with self.reporter.collecting() as failed:
-                await self._under_way.quiet(drain, deadline)
-                with self._lock:
-                    late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
-                given_up = await self._give_up(drain, late)
-                if given_up:
-                    await self.reporter.gave_up(given_up, seconds)
-            await self.reporter.hooks_ended(deadline)
-        finally:
-            self._under_way.end_drain(drain)
-        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
-        return DrainReport(
-            delivered=self._ledger.delivered - delivered,
-            failed=tuple(failed),
-            cancelled=tuple(pair for pair, attempts in pairs if attempts),
-            never_started=tuple(pair for pair, attempts in pairs if not attempts),
-        )
+        report = await self._under_way.drain(seconds, deadline)
+        return replace(report, delivered=self._ledger.delivered - delivered)
 
     async def stop(self, timeout: float | None = None) -> DrainReport:
         """Drain, then stop the handlers; the bus may be started again."""
@@ -256,13 +230,10 @@ class EventBus(Dispatcher):
 
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
-        times = [oldest for delivery in list(self._under_way.deliveries) if (oldest := delivery.oldest()) is not None]
-        times.extend(scope.backlog[0]._at for scope in list(self._under_way.scopes) if scope.backlog)
-        times.extend(event._at for event, _, _ in self._kept[:1])
-        times.extend(arrivals.events[0][0]._at for arrivals in list(self._arrivals.values()) if arrivals.events)
-        age = (time.time_ns() - min(times)) / 1e9 if times else 0.0
+        oldest = self._under_way.oldest()
+        age = 0.0 if oldest is None else max((time.time_ns() - oldest) / 1e9, 0.0)
         counts = self.reporter.counts
-        return Stats(pending=self._ledger.pending, oldest_age=max(age, 0.0), delivered=self._ledger.delivered, **counts)
+        return Stats(pending=self._ledger.pending, oldest_age=age, delivered=self._ledger.delivered, **counts)
 
     # For the middleware
 
@@ -290,13 +261,7 @@ class EventBus(Dispatcher):
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
-        # lists, as loops and threads that still run at the exit of the process change all of these
-        left = self._not_begun()
-        for scope in list(self._under_way.scopes):
-            left.extend(scope.backlog or ())
-        for delivery in list(self._under_way.deliveries):
-            left.extend(delivery.unfinished())
-        return list({id(event): event for event in left}.values())  # one may have moved on meanwhile
+        return self._under_way.unfinished()
 
     def is_open_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether nothing is to be done before a request on this loop."""
@@ -335,7 +300,8 @@ class EventBus(Dispatcher):
             self._state = "open"
             early = buses.take_early(self)
             self._ledger.take(len(early), True)
-            kept, self._kept = [(event, None, context) for event, context in early] + self._kept, []
+            kept = [(event, None, context) for event, context in early] + self._under_way.kept
+            self._under_way.kept = []
         for event, scope, context in kept:
             self._hand_over(event, scope, context)
 
@@ -357,9 +323,9 @@ class EventBus(Dispatcher):
         if backlog and self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
-                self._kept.extend((event, scope, context) for event in backlog)
+                self._under_way.kept.extend((event, scope, context) for event in backlog)
         elif backlog and buses.running_loop() is None:  # the request or block is thrown away with its loop
-            self.reporter.lost(self._lose(backlog), "its event loop ended")
+            self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
             self._delivery(scope).add(backlog, copy_context(), eagerly=True)
         elif scope.delivery not in self._under_way.deliveries:
@@ -423,15 +389,30 @@ class EventBus(Dispatcher):
         self._under_way.deliveries.discard(delivery)
         self._under_way.changed()
 
+    # For drains
+
+    def deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
+        """Give an event to its subscribers, on the running loop."""
+        scope = scope or Scope(self, asyncio.get_running_loop())
+        self._delivery(scope).add([event], context, eagerly=True)
+
+    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
+        """Count events as no longer pending; return them with each subscriber that does not get them."""
+        given_up: list[GivenUp] = []
+        for event in events:
+            subscribers = self.subscribers(event)
+            if not subscribers:
+                self.reporter.unheard(event)
+            given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
+        self._ledger.give_back(len(events))
+        return given_up
+
     # Delivering
 
-    def _target(self, bus: Any, middleware_id: Hashable | None) -> tuple[Any, Scope | None]:
+    def _target(self, bus: Any, middleware_id: Hashable | None) -> tuple[Self, Scope | None]:
         if bus not in (None, self) or middleware_id is not None:
             raise ConfigurationError("bus.dispatch() has its bus: leave bus= and middleware_id= out")
         return self, buses.scope_of(self)
-
-    def _keep(self, event: Event[Any], middleware_id: Hashable | None) -> None:  # noqa: ARG002 - never called
-        raise AssertionError("a bus is its own target")
 
     def _hand_over(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
         """Deliver an event now, on the loop of its scope or of the bus; or keep it until the bus is open."""
@@ -446,9 +427,9 @@ class EventBus(Dispatcher):
             waits = self._state in ("new", "starting", "started")
             is_stopped = self._state == "stopped" or (self._state == "stopping" and not event._chain)
             if waits:
-                self._kept.append((event, scope, context))
+                self._under_way.kept.append((event, scope, context))
             elif loop is not None and not is_closed and not is_stopped and (scope is None or loop is not here):
-                is_closed = not self._send(loop, event, scope, context)
+                is_closed = not self._under_way.send(loop, (event, scope, context))
         if waits:
             self._open_soon()
         elif loop is None or is_stopped or is_closed:
@@ -457,38 +438,6 @@ class EventBus(Dispatcher):
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
         elif loop is here and scope is not None:
             self._delivery(scope).add([event], context)
-
-    def _send(self, loop: asyncio.AbstractEventLoop, event: Event[Any], scope: Scope | None, context: Context) -> bool:
-        """Have an event delivered by a loop as soon as it runs; tell whether it still can."""
-        arrivals = self._arrivals.get(loop)
-        if arrivals is None:
-            arrivals = Arrivals()
-            try:
-                loop.call_soon_threadsafe(self._arrive, loop, arrivals)
-            except RuntimeError:  # it was closed just now
-                return False
-            self._arrivals[loop] = arrivals
-        arrivals.events.append((event, scope, context))
-        return True
-
-    def _arrive(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals) -> None:
-        """Deliver what was sent to this loop, in turns that leave it time for other things."""
-        turn_ends = monotonic() + SLICE
-        while arrivals.events and monotonic() < turn_ends:
-            event, scope, context = arrivals.events[0]
-            self._delivery(scope or Scope(self, loop)).add([event], context, eagerly=True)
-            with self._lock:
-                arrivals.take()
-        with self._lock:
-            if arrivals.events:
-                loop.call_soon(self._arrive, loop, arrivals)
-            else:
-                del self._arrivals[loop]
-
-    def _not_begun(self) -> list[Event[Any]]:
-        """Return the events that no delivery and no backlog has; from any thread."""
-        arriving = [entry for arrivals in list(self._arrivals.values()) for entry in list(arrivals.events)]
-        return [event for event, _, _ in [*list(self._kept), *arriving]]
 
     def _delivery(self, scope: Scope) -> Delivery:
         if scope.delivery is None or scope.delivery.loop.is_closed():
@@ -510,35 +459,6 @@ class EventBus(Dispatcher):
         self._ledger.give_back(len(withheld))
         self.reporter.withheld(withheld, awaited)
         return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
-
-    async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
-        running = list(self._under_way.deliveries_left(drain))
-        tasks = [task for delivery in running for task in delivery.cut_off()]
-        try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=CANCELLATION_GRACE)
-        except BaseException:
-            given_up = [one for delivery in running for one in delivery.give_up()] + self._lose(left)
-            self.reporter.lost(given_up, "the drain that gave it up was cancelled")
-            raise
-        given_up = [one for delivery in running for one in delivery.give_up()]
-        with self._lock:
-            for scope in list(self._under_way.scopes_left(drain)):
-                left.extend(scope.backlog or ())
-                scope.backlog, scope.conditions = [], None
-                self._under_way.scopes.discard(scope)
-        return given_up + self._lose(left)
-
-    def _lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
-        """Count events as no longer pending; return them with each subscriber that does not get them."""
-        given_up: list[GivenUp] = []
-        for event in events:
-            subscribers = self.subscribers(event)
-            if not subscribers:
-                self.reporter.unheard(event)
-            given_up.extend((event, subscriber.name, 0) for subscriber in subscribers)
-        self._ledger.give_back(len(events))
-        return given_up
 
     def _open_soon(self) -> None:
         """Start at the first dispatch, where an application without lifespan holds the bus."""

@@ -1,13 +1,15 @@
 """dispatch(): say what happened, from anywhere."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final
 
 from fastapi_events import buses
 from fastapi_events.bus import EventBus
-from fastapi_events.dispatching import Dispatcher, dispatch_is_disabled
+from fastapi_events.dispatching import MAX_DEPTH, BusForDispatch, Dispatcher, dispatch_is_disabled
 from fastapi_events.errors import NoBusError
-from fastapi_events.event import Event
+from fastapi_events.event import DEFAULT_SOURCE, Event
+from fastapi_events.names import DeliverOn
+from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.scope import Scope, current_scope
 
 __all__ = ["dispatch"]
@@ -16,7 +18,7 @@ __all__ = ["dispatch"]
 class _AnyBus(Dispatcher):
     """Dispatches to the bus of the running scope, or the one that is meant otherwise."""
 
-    def _target(self, bus: EventBus | None, middleware_id: Hashable | None) -> tuple[Any, Scope | None]:
+    def _target(self, bus: EventBus | None, middleware_id: Hashable | None) -> tuple[BusForDispatch, Scope | None]:
         if bus is None and middleware_id is None:
             scope = current_scope.get()
             if scope is not None and scope.bus is not None:
@@ -24,14 +26,30 @@ class _AnyBus(Dispatcher):
         try:
             target = bus or buses.find(middleware_id)
         except NoBusError:
-            if dispatch_is_disabled():
-                return None, None
-            raise
+            if not dispatch_is_disabled():
+                raise
+            target = None
+        if target is None:
+            return _NoBusYet(middleware_id), None
         return target, buses.scope_of(target)
 
-    def _keep(self, event: Event[Any], middleware_id: Hashable | None) -> None:
-        if not dispatch_is_disabled():
-            buses.keep(event, middleware_id)
+
+class _NoBusYet:
+    """Keeps what is dispatched before any bus exists for the first one (of that id)."""
+
+    registry: EventPayloadSchemaRegistry = default_registry
+    source: str = DEFAULT_SOURCE
+    headers: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None
+    deliver_on: DeliverOn = "completion"
+    max_depth: int = MAX_DEPTH
+    payload_schema_dump: bool = False
+
+    def __init__(self, middleware_id: Hashable | None) -> None:
+        self.is_suppressed: bool = dispatch_is_disabled()
+        self._middleware_id = middleware_id
+
+    def accept(self, event: Event[Any], scope: Scope | None, deliver_on: DeliverOn) -> None:  # noqa: ARG002 - no scope
+        buses.keep(event, self._middleware_id)
 
 
 dispatch: Final = _AnyBus().dispatch

@@ -17,14 +17,15 @@ from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.event_type import EventType
 from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
 from fastapi_events.payload import freeze, serialise
-from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, Schema, registry as default_registry
+from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, Schema
 from fastapi_events.scope import Scope, current_event
 
 if TYPE_CHECKING:
     from fastapi_events.bus import EventBus
 
-__all__ = ["DispatchOptions", "Dispatcher", "dispatch_is_disabled"]
+__all__ = ["MAX_DEPTH", "BusForDispatch", "DispatchOptions", "Dispatcher", "dispatch_is_disabled"]
 
+MAX_DEPTH: Final = 32  # of a chain of events that cause one another, unless the bus says otherwise
 DISABLE_DISPATCH: Final = "FASTAPI_EVENTS_DISABLE_DISPATCH"
 
 PayloadT = TypeVar("PayloadT")
@@ -85,12 +86,8 @@ class Dispatcher(ABC):
     """Takes events from application code."""
 
     @abstractmethod
-    def _target(self, bus: Any, middleware_id: Hashable | None) -> tuple[Any, Scope | None]:
-        """Return the bus, None to keep the event for the first one, and the scope."""
-
-    @abstractmethod
-    def _keep(self, event: Event[Any], middleware_id: Hashable | None) -> None:
-        """Keep an event that was dispatched before any bus existed."""
+    def _target(self, bus: Any, middleware_id: Hashable | None) -> tuple[BusForDispatch, Scope | None]:
+        """Return what takes the event, and the scope."""
 
     @overload
     def dispatch(self, event: Event[PayloadT], /, **options: Unpack[DispatchOptions]) -> Event[PayloadT]: ...
@@ -172,16 +169,14 @@ class Dispatcher(ABC):
             ChainTooLongError: events cause one another without end.
         """
         target, scope = self._target(bus, middleware_id)
-        registry = payload_schema_registry
-        if registry is None:
-            registry = default_registry if target is None else target.registry
+        registry = target.registry if payload_schema_registry is None else payload_schema_registry
         name, payload, schema = _read(event, payload, event_name, registry)
         state = _state(event, name, schema, target, subject, headers, source)
         serializer = None
         if schema is not None and validate_payload:
             payload = schema.validate(payload)
             serializer = schema.serializer
-        if payload_schema_dump is None and target is not None:
+        if payload_schema_dump is None:
             payload_schema_dump = target.payload_schema_dump
         if opaque:
             state["_opaque"] = state["_shared"] = True
@@ -197,9 +192,7 @@ class Dispatcher(ABC):
             deliver_on = schema.deliver_on if schema is not None else None
         elif deliver_on not in DELIVER_ON:
             raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
-        if target is None:
-            self._keep(accepted, middleware_id)
-        elif not target.is_suppressed:
+        if not target.is_suppressed:
             target.accept(accepted, scope, deliver_on or target.deliver_on)
         return accepted
 
@@ -252,7 +245,7 @@ def _state(
     event: Any,
     name: str,
     schema: Schema | None,
-    bus: BusForDispatch | None,
+    bus: BusForDispatch,
     subject: str | None,
     headers: Mapping[str, str] | None,
     source: str | None,
@@ -264,7 +257,7 @@ def _state(
         state["_id"] = event.id
     else:
         state = {"_at": time.time_ns()}
-    if bus is not None and bus.source != DEFAULT_SOURCE:
+    if bus.source != DEFAULT_SOURCE:
         state.setdefault("_source", bus.source)
     if schema is not None and schema.version is not None:
         state.setdefault("_version", schema.version)
@@ -274,8 +267,7 @@ def _state(
     if subject is not None:
         check_text("subject", subject)
         state["_subject"] = subject
-    cause = current_event.get()
-    general = None if bus is None else bus.headers
+    cause, general = current_event.get(), bus.headers
     if cause is None and not general and not headers:
         return state
     merged: dict[str, str] = {}
@@ -285,7 +277,7 @@ def _state(
     merged.update(state.get("_headers", ()))
     if cause is not None:
         chain = state["_chain"] = (*cause._chain, cause.name)
-        if bus is not None and len(chain) >= bus.max_depth:
+        if len(chain) >= bus.max_depth:
             raise ChainTooLongError((*chain, name))
         merged["correlationid"] = cause.headers.get("correlationid", cause.id)
         merged["causationid"] = cause.id

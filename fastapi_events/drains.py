@@ -1,32 +1,54 @@
-"""What is under way on a bus, and who waits for its end."""
+"""What is under way on a bus, and how a drain waits for its end."""
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
+from time import monotonic
+from typing import Any, Final, Protocol
 
-from fastapi_events.delivery import Delivery
+from fastapi_events.delivery import SLICE, Delivery
 from fastapi_events.event import Event
+from fastapi_events.reporter import GivenUp, Reporter
+from fastapi_events.reports import DrainReport, Undelivered
 from fastapi_events.scope import Scope, current_event, current_scope
 
-__all__ = ["Arrivals", "Drain", "UnderWay"]
+__all__ = ["Sent", "UnderWay"]
+
+CANCELLATION_GRACE: Final = 1.0  # seconds that cancelled subscribers get to clean up
+
+Sent = tuple[Event[Any], Scope | None, Context]
+
+
+class DrainedBus(Protocol):
+    """What a drain needs of the EventBus."""
+
+    reporter: Reporter
+
+    def deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
+        """Give an event to its subscribers, on the running loop."""
+        ...
+
+    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
+        """Count events as no longer pending; return them with each subscriber that does not get them."""
+        ...
 
 
 class Arrivals:
     """Events on their way to an event loop, from other threads or from outside of any scope.
 
     Attributes:
-        events: in the order in which they were sent, with their scope and context.
+        events: in the order in which they were sent.
         taken: how many were taken off, from the beginning.
     """
 
     def __init__(self) -> None:
-        self.events: deque[tuple[Event[Any], Scope | None, Context]] = deque()
+        self.events: deque[Sent] = deque()
         self.taken: int = 0
 
-    def take(self) -> tuple[Event[Any], Scope | None, Context]:
+    def take(self) -> Sent:
         """Take the first one off."""
         self.taken += 1
         return self.events.popleft()
@@ -34,7 +56,7 @@ class Arrivals:
 
 @dataclass(eq=False, kw_only=True)
 class Drain:
-    """A drain under way.
+    """A drain that goes on.
 
     Attributes:
         around: the scopes that its caller is in, and that end only after it.
@@ -57,19 +79,118 @@ class UnderWay:
     """What is under way on a bus.
 
     Attributes:
+        kept: events that wait until the bus is open.
         scopes: open ones with a backlog.
         deliveries: that are not finished.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bus: DrainedBus, lock: "threading.RLock") -> None:
+        self.kept: list[Sent] = []
         self.scopes: set[Scope] = set()
         self.deliveries: set[Delivery] = set()
+        self._bus = bus
+        self._lock = lock
+        self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
         self._drains: list[Drain] = []
         self._watchers: set[asyncio.Future[None]] = set()
 
-    def begin_drain(self) -> Drain:
-        """Remember a drain of all that is under way on the running loop."""
-        loop = asyncio.get_running_loop()
+    def send(self, loop: asyncio.AbstractEventLoop, sent: Sent) -> bool:
+        """Have an event delivered by a loop as soon as it runs; tell whether it still can. The bus's lock is held."""
+        arrivals = self._arrivals.get(loop)
+        if arrivals is None:
+            arrivals = Arrivals()
+            try:
+                loop.call_soon_threadsafe(self._arrive, loop, arrivals)
+            except RuntimeError:  # it was closed just now
+                return False
+            self._arrivals[loop] = arrivals
+        arrivals.events.append(sent)
+        return True
+
+    def _arrive(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals) -> None:
+        """Deliver what was sent to the running loop, in turns that leave it time for other things."""
+        turn_ends = monotonic() + SLICE
+        while arrivals.events and monotonic() < turn_ends:
+            self._bus.deliver(*arrivals.events[0])
+            with self._lock:
+                arrivals.take()
+        with self._lock:
+            if arrivals.events:
+                loop.call_soon(self._arrive, loop, arrivals)
+            else:
+                del self._arrivals[loop]
+
+    # From any thread. Lists, as loops and threads that go on change all of these.
+
+    def not_begun(self) -> list[Event[Any]]:
+        """Return the events that no scope and no delivery has."""
+        arriving = [sent for arrivals in list(self._arrivals.values()) for sent in list(arrivals.events)]
+        return [event for event, _, _ in [*list(self.kept), *arriving]]
+
+    def unfinished(self) -> list[Event[Any]]:
+        """Return the events that some subscriber has yet to finish with."""
+        left = self.not_begun()
+        for scope in list(self.scopes):
+            left.extend(scope.backlog or ())
+        for delivery in list(self.deliveries):
+            left.extend(delivery.unfinished())
+        return list({id(event): event for event in left}.values())  # one may have moved on meanwhile
+
+    def oldest(self) -> int | None:
+        """Return when, in nanoseconds since the epoch, the oldest unfinished event was dispatched."""
+        times = [oldest for delivery in list(self.deliveries) if (oldest := delivery.oldest()) is not None]
+        times.extend(scope.backlog[0]._at for scope in list(self.scopes) if scope.backlog)
+        times.extend(event._at for event in self.not_begun())
+        return min(times, default=None)
+
+    def changed(self) -> None:
+        """Have every drain look again."""
+        if not self._watchers:
+            return
+        for watcher in list(self._watchers):
+            if not watcher.done() and not watcher.get_loop().is_closed():
+                watcher.get_loop().call_soon_threadsafe(_complete, watcher)
+
+    # Draining
+
+    async def drain(self, seconds: float, deadline: float) -> DrainReport:
+        """Wait until all that is under way on the running loop, and what it causes, is handled; then give up.
+
+        Args:
+            seconds: that this takes at most, for what is said of events that are given up.
+            deadline: the same in the loop's time.
+
+        Returns:
+            What became of it, but for the number of those that were delivered.
+        """
+        loop, reporter = asyncio.get_running_loop(), self._bus.reporter
+        await reporter.hooks_ended(deadline)  # they may dispatch
+        arrivals = self._arrivals.get(loop, Arrivals())
+        arriving = arrivals.taken + len(arrivals.events)
+        await asyncio.sleep(0)
+        while arrivals.taken < arriving and loop.time() < deadline:  # noqa: ASYNC110 - each turn takes some
+            await asyncio.sleep(0)
+        drain = self._begin_drain(loop)
+        try:
+            with reporter.collecting() as failed:
+                await self._quiet(drain, deadline)
+                with self._lock:
+                    late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
+                given_up = await self._give_up(drain, late)
+                if given_up:
+                    await reporter.gave_up(given_up, seconds)
+            await reporter.hooks_ended(deadline)
+        finally:
+            self._drains.remove(drain)
+        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
+        return DrainReport(
+            delivered=0,
+            failed=tuple(failed),
+            cancelled=tuple(pair for pair, attempts in pairs if attempts),
+            never_started=tuple(pair for pair, attempts in pairs if not attempts),
+        )
+
+    def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> Drain:
         drain = Drain(
             around=set(_scopes_around()),
             by_subscriber=current_event.get() is not None,
@@ -80,11 +201,7 @@ class UnderWay:
         self.changed()  # another drain may wait for this one
         return drain
 
-    def end_drain(self, drain: Drain) -> None:
-        """Forget a drain."""
-        self._drains.remove(drain)
-
-    def deliveries_left(self, drain: Drain) -> Iterator[Delivery]:
+    def _deliveries_left(self, drain: Drain) -> Iterator[Delivery]:
         """Return the deliveries that a drain has to wait for: not what waits for a drain that could wait for it."""
         others = self._drains if drain.is_awaited() else (drain,)
         waiting = {scope for other in others if other.by_subscriber for scope in other.around}
@@ -92,16 +209,16 @@ class UnderWay:
             if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in waiting:
                 yield delivery
 
-    def scopes_left(self, drain: Drain) -> Iterator[Scope]:
+    def _scopes_left(self, drain: Drain) -> Iterator[Scope]:
         """Return the same of the open scopes with a backlog."""
         others = self._drains if drain.is_awaited() else (drain,)
         waiting = {scope for other in others for scope in other.around}
         return (scope for scope in drain.scopes if scope.backlog and scope not in waiting)
 
-    async def quiet(self, drain: Drain, deadline: float) -> None:
+    async def _quiet(self, drain: Drain, deadline: float) -> None:
         """Wait until nothing is left, or for the deadline."""
         loop = asyncio.get_running_loop()
-        while next(self.deliveries_left(drain), None) or next(self.scopes_left(drain), None):
+        while next(self._deliveries_left(drain), None) or next(self._scopes_left(drain), None):
             left = deadline - loop.time()
             if left <= 0:
                 return
@@ -112,13 +229,24 @@ class UnderWay:
             finally:
                 self._watchers.discard(changed)
 
-    def changed(self) -> None:
-        """Have every drain look again; from any thread."""
-        if not self._watchers:
-            return
-        for watcher in list(self._watchers):
-            if not watcher.done() and not watcher.get_loop().is_closed():
-                watcher.get_loop().call_soon_threadsafe(_complete, watcher)
+    async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
+        """Cancel what runs, and take off what waits, with these events."""
+        running = list(self._deliveries_left(drain))
+        tasks = [task for delivery in running for task in delivery.cut_off()]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=CANCELLATION_GRACE)
+        except BaseException:
+            given_up = [one for delivery in running for one in delivery.give_up()] + self._bus.lose(left)
+            self._bus.reporter.lost(given_up, "the drain that gave it up was cancelled")
+            raise
+        given_up = [one for delivery in running for one in delivery.give_up()]
+        with self._lock:
+            for scope in list(self._scopes_left(drain)):
+                left.extend(scope.backlog or ())
+                scope.backlog, scope.conditions = [], None
+                self.scopes.discard(scope)
+        return given_up + self._bus.lose(left)
 
 
 def _scopes_around() -> Iterator[Scope]:
