@@ -189,19 +189,7 @@ class Delivery:
                     if not self._arrived:
                         continue
                 elif self._ready:
-                    line = self._ready.popleft()
-                    if self._ready:
-                        self.call_reinforcement()
-                    given = line.waiting[0].context
-                    context, work = given.copy(), line.serve(given)
-                    try:
-                        awaited = context.run(work.send, None)
-                    except StopIteration:
-                        pass
-                    else:
-                        await self._resume(context, work, awaited)
-                    finally:
-                        self._served(line)
+                    await self._serve(self._ready.popleft())
                     if worker.cancelling():
                         await self.uncancel()
                 else:
@@ -325,12 +313,24 @@ class Delivery:
             line.queued = True
             self._ready.append(line)
 
-    def _served(self, line: Line) -> None:
-        line.workers -= 1
-        if line.waiting:
-            self.offer(line)
-        if line.attended:
-            self.release(line)
+    async def _serve(self, line: Line) -> None:
+        """Serve a line until none of the events that came with its first one is left, or it is time for another."""
+        if self._ready:
+            self.call_reinforcement()
+        given = line.waiting[0].context
+        context, work = given.copy(), line.serve(given)
+        try:
+            awaited = context.run(work.send, None)
+        except StopIteration:
+            pass
+        else:
+            await self._resume(context, work, awaited)
+        finally:
+            line.workers -= 1
+            if line.waiting:
+                self.offer(line)
+            if line.attended:
+                self.release(line)
 
     def release(self, line: Line) -> None:
         """Let the ASGI call go, as far as this line is concerned, once its first attempts have ended."""
