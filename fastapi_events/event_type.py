@@ -1,10 +1,11 @@
 """A typed event name for payloads that are not models."""
 
 import time
-from typing import Any, Generic, TypeGuard, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeGuard, TypeVar, overload
 
-from pydantic import BaseModel, TypeAdapter
-from typing_extensions import TypeForm
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from typing_extensions import TypeAliasType, TypeForm
 
 from fastapi_events.errors import ConfigurationError
 from fastapi_events.event import Event
@@ -16,6 +17,9 @@ __all__ = ["EventType", "event_is"]
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_STRICT: Final = ConfigDict(ser_json_inf_nan="constants")  # by default pydantic writes NaN as null
+_alias: Final[Callable[[str, Any], Any]] = TypeAliasType  # takes a config where a TypedDict or dataclass does not
 
 
 class EventType(Generic[T]):
@@ -32,12 +36,7 @@ class EventType(Generic[T]):
 
     @overload
     def __init__(
-        self,
-        name: EventName,
-        type_: type[T],
-        *,
-        version: int | None = None,
-        registry: EventPayloadSchemaRegistry = ...,
+        self, name: EventName, type_: type[T], *, version: int | None = None, registry: EventPayloadSchemaRegistry = ...
     ) -> None: ...
     @overload
     def __init__(
@@ -57,8 +56,9 @@ class EventType(Generic[T]):
         registry: EventPayloadSchemaRegistry = default_registry,
     ) -> None:
         self.name: str = name_of(name)
-        self.version = version
-        self.schema: Schema = Schema(self.name, type_, TypeAdapter(type_), version)
+        adapter: TypeAdapter[Any] = TypeAdapter(_alias("Payload", type_), config=_STRICT)
+        self.schema: Schema = Schema(self.name, type_, adapter, version)
+        self.version: int | None = self.schema.version
         registry.add(self.schema)
 
     def __call__(self, payload: T) -> Event[T]:

@@ -594,8 +594,9 @@ async def test_the_headers_of_an_event_win_over_those_of_the_bus(recorder):
         ({"tenant": 1}, "headers['tenant']"),
         ({"tenant": None}, "headers['tenant']"),
         ({1: "x"}, "headers[1]"),
+        ([("tenant", "x")], "headers"),
     ],
-    ids=["upper case", "dash", "an attribute", "number", "None", "no name"],
+    ids=["upper case", "dash", "an attribute", "number", "None", "no name", "list"],
 )
 async def test_headers_that_no_event_can_carry_are_refused_at_the_callers_line(recorder, headers, path):
     async with EventBus([recorder]) as bus:

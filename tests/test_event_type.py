@@ -1,6 +1,8 @@
 """Event names with a type that is no model, and what `event_is` tells."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -60,6 +62,52 @@ def test_what_json_cannot_express_is_refused():
     with pytest.raises(PayloadError) as refusal:
         EventType("anything", dict[str, Any])({"socket": object()})
     assert refusal.value.path == "payload['socket']"
+
+
+@dataclass
+class Weight:
+    grams: float
+
+
+class Weights(TypedDict):
+    weights: list[float]
+
+
+class Ratio(BaseModel):
+    value: float
+
+
+@pytest.mark.parametrize(
+    "type_, payload, path",
+    [
+        (float, math.nan, "payload"),
+        (list[float], [1.0, math.inf], "payload[1]"),
+        (dict[str, float | None], {"a": None, "b": -math.inf}, "payload['b']"),
+        (tuple[float, ...], (math.nan,), "payload[0]"),
+        (Weights, {"weights": [math.nan]}, "payload['weights'][0]"),
+        (list[Weights], [{"weights": [math.nan]}], "payload[0]['weights'][0]"),
+        (Weight, Weight(math.nan), "payload.grams"),
+        (Any, [math.nan], "payload[0]"),
+    ],
+    ids=["float", "list", "dict", "tuple", "TypedDict", "list of TypedDict", "dataclass", "Any"],
+)
+async def test_nan_is_refused_and_not_written_as_null(type_, payload, path):
+    ratios: EventType[Any] = EventType("ratios", type_)
+    async with EventBus():
+        for say in (ratios, lambda payload: dispatch(ratios, payload)):
+            with pytest.raises(PayloadError, match="JSON has no -?(nan|inf)") as refusal:
+                say(payload)
+            assert refusal.value.path == path
+
+
+def test_a_model_in_it_writes_nan_as_the_model_says():
+    assert '"data":[{"value":null}]' in EventType("ratios", list[Ratio])([Ratio(value=math.nan)]).to_json()
+
+
+def test_an_error_of_validation_names_the_type():
+    with pytest.raises(ValidationError) as refusal:
+        EventType("scores", list[int])("none")  # type: ignore[arg-type]
+    assert refusal.value.title == "list[int]"
 
 
 async def test_both_spellings_of_dispatch_arrive():

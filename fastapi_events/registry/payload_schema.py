@@ -1,6 +1,10 @@
 """Which schema validates the payloads of which event name."""
 
 import dataclasses
+import functools
+import itertools
+import sys
+import traceback
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +12,7 @@ from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args, get_origin, overload
 
 from pydantic import BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, TypeAdapter
-from pydantic_core import SchemaSerializer, to_json
+from pydantic_core import SchemaSerializer
 
 from fastapi_events.errors import ConfigurationError, DuplicateEventError, EventNameMissingError
 from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
@@ -17,6 +21,7 @@ __all__ = ["EventModel", "EventPayloadSchemaRegistry", "ModelDecorator", "Schema
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_LIBRARIES: Final = ("fastapi_events.", "pydantic.")
 _SECRETS: Final[tuple[Any, ...]] = (SecretStr, SecretBytes, Secret)  # JSON has asterisks for them
 
 
@@ -83,11 +88,11 @@ class Schema:
                 payload = {field.name: getattr(payload, field.name) for field in dataclasses.fields(payload)}
         return self.type.__pydantic_validator__.validate_python(payload, by_alias=True, by_name=True)
 
-    def validate_json(self, data: object) -> Any:
-        """Return the payload that was written as this JSON value; names and aliases are accepted."""
-        if data is None and self._adapter is None and not self.type.__pydantic_root_model__:
-            data = {}
-        return self.validator.validate_json(to_json(data), by_alias=True, by_name=True)
+    def validate_json(self, data: bytes) -> Any:
+        """Return the payload that was written as this JSON; names and aliases are accepted."""
+        if data == b"null" and self._adapter is None and not self.type.__pydantic_root_model__:
+            data = b"{}"
+        return self.validator.validate_json(data, by_alias=True, by_name=True)
 
 
 class EventPayloadSchemaRegistry(Mapping[str, Any]):
@@ -135,16 +140,14 @@ class EventPayloadSchemaRegistry(Mapping[str, Any]):
             DuplicateEventError: another schema has the name.
             ConfigurationError: it is not a pydantic model.
         """
-        if schema is None or not isinstance(schema, type):
-            if schema is not None and (event_name is not None or not isinstance(schema, (str, Enum))):
-                given = repr(schema) if event_name is None else f"{schema!r} and event_name={event_name!r}"
-                raise ConfigurationError(f"register() takes a pydantic model or one event name, not {given}")
-            name = event_name if schema is None else schema
-
-            def decorate(model: type[ModelT]) -> type[ModelT]:
-                return self.register(model, event_name=name)
-
-            return decorate
+        if schema is None:
+            return functools.partial(self.register, event_name=event_name)
+        if isinstance(schema, (str, Enum)) and event_name is None:
+            return functools.partial(self.register, event_name=schema)
+        if not isinstance(schema, type):
+            raise ConfigurationError(
+                f"register() takes a pydantic model or one event name, not {schema!r} with event_name={event_name!r}"
+            )
         if not issubclass(schema, BaseModel):
             raise ConfigurationError(
                 f"{schema.__qualname__} is not a pydantic model: derive it from BaseModel or EventModel, "
@@ -237,16 +240,12 @@ class EventModel(BaseModel):
         super().__init_subclass__(**config)
 
     @classmethod
-    def __pydantic_init_subclass__(
-        cls,
-        *,
-        name: EventName | None = None,
-        version: int | None = None,
-        abstract: bool = False,
-        deliver_on: DeliverOn | None = None,
-        **config: Any,
-    ) -> None:
-        super().__pydantic_init_subclass__(**config)
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        # what __init_subclass__ declares; only here is the model complete
+        name, version, abstract, deliver_on = (
+            keywords.pop(keyword, None) for keyword in ("name", "version", "abstract", "deliver_on")
+        )
+        super().__pydantic_init_subclass__(**keywords)
         if cls.__pydantic_generic_metadata__["origin"] is not None:
             return
         if deliver_on is not None:
@@ -255,7 +254,7 @@ class EventModel(BaseModel):
             cls.__event_deliver_on__ = deliver_on
         if abstract:
             return
-        cls.__event_name__ = name_of(name or cls.__dict__.get("__event_name__") or cls.__name__)
+        cls.__event_name__ = name_of(cls.__dict__.get("__event_name__", cls.__name__) if name is None else name)
         cls.__event_version__ = version
         registry.register(cls)
 
@@ -267,10 +266,12 @@ def _identity(type_: Any) -> object:
 def _warn_of_what_json_loses(model: type[BaseModel]) -> None:
     """Say at registration which fields an event of this model would not bring back from its JSON."""
     if lost := _lost(model, frozenset({model})):
+        above = traceback.walk_stack(sys._getframe())
+        ours = itertools.takewhile(lambda step: step[0].f_globals.get("__name__", "").startswith(_LIBRARIES), above)
         warnings.warn(
             f"{model.__qualname__} does not come back from its own JSON, because of {', '.join(lost)}: handlers "
             "in this process see it whole, Event.from_json() will not",
-            stacklevel=4,
+            stacklevel=1 + len(list(ours)),  # the user's line
         )
 
 
