@@ -158,11 +158,11 @@ class Dispatcher(ABC):
             payload_schema_dump: hand models over as dicts; by default what the bus says.
 
         Returns:
-            The event, as it was accepted.
+            The event, as it was accepted. Its payload may be the very copy that a subscriber gets: leave it as it is.
 
         Raises:
             pydantic.ValidationError: the payload does not fit the schema of its name.
-            PayloadError: two payloads, or one that JSON cannot express.
+            PayloadError: two payloads, or one that JSON cannot express or could not be read back from it.
             EventNameMissingError: nothing names the event.
             NoBusError: there is no bus, or it is not clear which one is meant.
             BusFullError: too many events wait.

@@ -163,6 +163,17 @@ class UnderWay:
         Returns:
             What became of it, but for the number of those that were delivered.
         """
+        with self._bus.reporter.collecting() as failed:
+            given_up = await self._drain(seconds, deadline)
+        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
+        return DrainReport(
+            delivered=0,
+            failed=tuple(failed),
+            cancelled=tuple(pair for pair, attempts in pairs if attempts),
+            never_started=tuple(pair for pair, attempts in pairs if not attempts),
+        )
+
+    async def _drain(self, seconds: float, deadline: float) -> list[GivenUp]:
         loop, reporter = asyncio.get_running_loop(), self._bus.reporter
         await reporter.hooks_ended(deadline)  # they may dispatch
         arrivals = self._arrivals.get(loop, Arrivals())
@@ -172,23 +183,16 @@ class UnderWay:
             await asyncio.sleep(0)
         drain = self._begin_drain(loop)
         try:
-            with reporter.collecting() as failed:
-                await self._quiet(drain, deadline)
-                with self._lock:
-                    late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
-                given_up = await self._give_up(drain, late)
-                if given_up:
-                    await reporter.gave_up(given_up, seconds)
+            await self._quiet(drain, deadline)
+            with self._lock:
+                late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
+            given_up = await self._give_up(drain, late)
+            if given_up:
+                await reporter.gave_up(given_up, seconds)
             await reporter.hooks_ended(deadline)
         finally:
             self._drains.remove(drain)
-        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
-        return DrainReport(
-            delivered=0,
-            failed=tuple(failed),
-            cancelled=tuple(pair for pair, attempts in pairs if attempts),
-            never_started=tuple(pair for pair, attempts in pairs if not attempts),
-        )
+        return given_up
 
     def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> Drain:
         drain = Drain(
