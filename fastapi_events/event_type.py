@@ -56,7 +56,8 @@ class EventType(Generic[T]):
         registry: EventPayloadSchemaRegistry = default_registry,
     ) -> None:
         self.name: str = name_of(name)
-        adapter: TypeAdapter[Any] = TypeAdapter(_alias("Payload", type_), config=_STRICT)
+        # forward references are looked up where the EventType is made
+        adapter: TypeAdapter[Any] = TypeAdapter(_alias("Payload", type_), config=_STRICT, _parent_depth=3)
         self.schema: Schema = Schema(self.name, type_, adapter, version)
         self.version: int | None = self.schema.version
         registry.add(self.schema)

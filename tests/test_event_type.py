@@ -149,3 +149,11 @@ def test_event_is_tells_event_types_by_the_name():
 
 class Shipped(EventModel, abstract=True):
     order_id: int
+
+
+def test_a_forward_reference_is_found_where_the_event_type_is_made():
+    class Local(BaseModel):
+        id: int
+
+    event = EventType("locals", list["Local"])([{"id": 1}])
+    assert event.payload == [Local(id=1)]
