@@ -132,7 +132,8 @@ class Delivery:
         """Begin nothing more, and cancel what runs; return that. Whoever calls this calls `give_up` later."""
         self.is_stopped = self._is_cut_off = True
         for task in self._tasks:
-            if not task.cancelling():  # else its time limit has passed, and it is closing what it has open
+            # else its time limit has passed, or its subscriber failed, and it is closing what it has open
+            if not task.cancelling() and task not in self.scope.closing:
                 task.cancel()
         return self._tasks
 

@@ -55,12 +55,14 @@ class Scope:
         conditions: the outcomes that single events of the backlog wait for, by their index.
         delivery: what hands its events to subscribers; made when there are any.
         ended: whether the request or block is over; a connection lasts as long as it, or as its last delivery.
+        closing: tasks in which a subscriber has failed, and closes what it has open: a drain does not cancel them.
     """
 
     # most scopes leave these as they are
     conditions: dict[int, DeliverOn] | None = None
     delivery: Any = None
     ended: bool = False
+    closing: "frozenset[asyncio.Task[Any] | None]" = frozenset()
     _app: Any = None
 
     def __init__(

@@ -3,6 +3,8 @@
 import asyncio
 import functools
 import inspect
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -12,7 +14,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import Body, Cookie, Depends, FastAPI, File, Form, Header, Path, Query, Security
-from fastapi.security import SecurityScopes
+from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
 from hypothesis import given, settings, strategies as st
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTasks
@@ -377,6 +379,95 @@ async def test_use_cache_false_makes_a_value_of_its_own() -> None:
     assert len({shared, own, other}) == 3
 
 
+async def test_a_value_of_its_own_is_shared_with_what_comes_later_as_in_a_route() -> None:
+    received = {}
+
+    async def made() -> object:
+        return object()
+
+    def declared(receiver: str) -> Callable[..., Any]:
+        async def function(
+            event: Event = None,
+            own: object = Depends(made, use_cache=False),
+            shared: object = Depends(made),
+            other: object = Depends(made, use_cache=False),
+        ) -> None:
+            received[receiver] = (own is shared, other is shared)
+
+        return function
+
+    route, subscriber = declared("route"), declared("subscriber")
+    route.__signature__ = inspect.Signature([*inspect.signature(route).parameters.values()][1:])
+    app = FastAPI()
+    app.get("/")(route)
+    TestClient(app).get("/")
+    await deliver(subscriber)
+
+    assert received == {"route": (True, False), "subscriber": (True, False)}
+
+
+@for_both_kinds
+async def test_two_subscribers_of_an_event_share_nothing_that_was_made_for_them(is_async: bool) -> None:
+    log = Log()
+    received: list[object] = []
+
+    def session(name: Annotated[str, Depends(log.sync_generator("session"))]) -> object:
+        return object()
+
+    def first(event: Event, session: Annotated[object, Depends(session)]) -> None:
+        received.append(session)
+
+    def second(event: Event, session: Annotated[object, Depends(session)]) -> None:
+        received.append(session)
+
+    handler = LocalHandler()
+    handler.register(of_kind(first, is_async))
+    handler.register(of_kind(second, is_async))
+    async with EventBus([handler]) as bus:
+        bus.dispatch("order.placed")
+
+    assert len(set(received)) == 2
+    assert (log.count("open session"), log.count("close session")) == (2, 2)
+
+
+@for_both_kinds
+async def test_dependencies_may_be_chained_as_deep_as_one_likes(is_async: bool) -> None:
+    received = []
+    closed = []
+
+    def zero() -> int:
+        return 0
+
+    def after(needed: Any, number: int) -> Any:
+        async def coroutine(value: Annotated[int, Depends(needed)]) -> int:
+            return value + 1
+
+        def function(value: Annotated[int, Depends(needed)]) -> int:
+            return value + 1
+
+        async def async_generator(value: Annotated[int, Depends(needed)]) -> AsyncIterator[int]:
+            yield value + 1
+            closed.append(value + 1)
+
+        def generator(value: Annotated[int, Depends(needed)]) -> Iterator[int]:
+            yield value + 1
+            closed.append(value + 1)
+
+        return (coroutine, function, async_generator, generator)[number % 4]
+
+    last: Any = zero
+    for number in range(100):
+        last = after(last, number)
+
+    def subscriber(event: Event, value: Annotated[int, Depends(last)]) -> None:
+        received.append(value)
+
+    await deliver(of_kind(subscriber, is_async))
+
+    assert received == [100]
+    assert closed == [number for number in range(100, 0, -1) if number % 4 in (3, 0)]
+
+
 @for_both_kinds
 async def test_a_value_is_shared_only_by_declarations_of_the_same_lifetime(is_async: bool) -> None:
     # `scope` is new in FastAPI 0.121: what is declared so differs in a route, and here
@@ -590,11 +681,64 @@ async def test_a_generator_that_yields_twice_is_a_failure(is_async: bool, genera
 
 
 @for_both_kinds
+@pytest.mark.parametrize("generator_is_async", [True, False], ids=["async generator", "sync generator"])
+async def test_what_cannot_be_closed_is_a_failure_that_the_dependencies_around_it_hear_of(
+    is_async: bool, generator_is_async: bool
+) -> None:
+    log = Log()
+    session = log.generator("session", generator_is_async)
+
+    def transaction(_: Annotated[str, Depends(session)]) -> Iterator[None]:
+        yield
+        raise LookupError("cannot commit")
+
+    async def async_transaction(_: Annotated[str, Depends(session)]) -> AsyncIterator[None]:
+        yield
+        raise LookupError("cannot commit")
+
+    def subscriber(
+        event: Event, _: Annotated[None, Depends(async_transaction if generator_is_async else transaction)]
+    ) -> None:
+        log.append("handle")
+
+    with pytest.raises(LookupError, match="cannot commit"):
+        await deliver(of_kind(subscriber, is_async))
+
+    assert log == ["open session", "handle", "LookupError in session", "close session"]
+
+
+@for_both_kinds
+@pytest.mark.parametrize("generator_is_async", [True, False], ids=["async generator", "sync generator"])
+async def test_a_dependency_may_turn_the_subscribers_exception_into_another(
+    is_async: bool, generator_is_async: bool
+) -> None:
+    def translating() -> Iterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            raise ValueError("no such order") from error
+
+    async def async_translating() -> AsyncIterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            raise ValueError("no such order") from error
+
+    def subscriber(
+        event: Event, _: Annotated[None, Depends(async_translating if generator_is_async else translating)]
+    ) -> None:
+        raise LookupError
+
+    with pytest.raises(ValueError, match="no such order"):
+        await deliver(of_kind(subscriber, is_async))
+
+
+@for_both_kinds
 @pytest.mark.parametrize("generators_are_async", [True, False], ids=["async generators", "sync generators"])
 async def test_there_may_be_many_open_at_once(is_async: bool, generators_are_async: bool) -> None:
     log = Log()
     received = []
-    names = [f"number {number}" for number in range(30)]
+    names = [f"number {number}" for number in range(100)]
     parameters = [
         inspect.Parameter(
             f"p{position}",
@@ -628,7 +772,7 @@ async def test_a_timeout_reaches_what_is_open(generator_is_async: bool) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(0.2):
             await deliver(subscriber)
 
     assert log == ["open session", "CancelledError in session", "close session"]
@@ -650,7 +794,7 @@ async def test_a_timeout_that_a_dependency_swallows_stays_a_timeout(generator_is
         await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(0.2):
             await deliver(subscriber)
 
 
@@ -876,9 +1020,8 @@ async def test_context_variables_are_those_of_the_dispatch_and_may_be_reset(is_a
 async def test_event_and_payload_are_supplied_by_type_anywhere_in_the_graph(is_async: bool) -> None:
     received = []
 
-    def order_id(order: OrderPlaced, event: Event[OrderPlaced]) -> int:
-        assert event.payload is order
-        return order.order_id
+    def order_id(order: OrderPlaced, event: Event[OrderPlaced]) -> tuple[int, bool]:
+        return order.order_id, event.payload is order
 
     async def maybe_user(
         user: UserCreated | None, order: OrderPlaced | UserCreated, other: UserCreated = None
@@ -889,7 +1032,7 @@ async def test_event_and_payload_are_supplied_by_type_anywhere_in_the_graph(is_a
         event: Event[OrderPlaced],
         order: OrderPlaced,
         again: Event,
-        order_id: Annotated[int, Depends(order_id)],
+        order_id: Annotated[Any, Depends(order_id)],
         maybe: Annotated[object, Depends(maybe_user)],
     ) -> None:
         received.append((order, again is event, order_id, maybe))
@@ -897,7 +1040,7 @@ async def test_event_and_payload_are_supplied_by_type_anywhere_in_the_graph(is_a
     await deliver(of_kind(subscriber, is_async), OrderPlaced())
 
     order = OrderPlaced()
-    assert received == [(order, True, 7, (None, order, None))]
+    assert received == [(order, True, (7, True), (None, order, None))]
 
 
 async def test_a_dependency_that_wants_another_payload_is_an_error_that_says_so() -> None:
@@ -1210,6 +1353,45 @@ async def test_annotations_may_be_aliases_and_name_what_comes_later(is_async: bo
     assert received == [(4, True, 4, 5)]
 
 
+class OrderShipped(EventModel, name="order.shipped.of.an.alias"):
+    order_id: int
+
+
+class OrderReturned(EventModel, name="order.returned.of.an.alias"):
+    order_id: int
+
+
+EitherOrder = TypeAliasType("EitherOrder", Event[OrderShipped] | Event[OrderReturned])
+
+
+async def test_an_annotation_that_is_the_subscription_may_be_an_alias_as_well() -> None:
+    received = []
+    handler = LocalHandler()
+
+    @handler.on
+    def of_an_alias(event: EitherOrder) -> None:
+        received.append(("alias", event.payload))
+
+    @handler.on
+    def of_what_comes_later(event: "EitherOrder") -> None:
+        received.append(("later", event.payload))
+
+    @handler.on
+    def described(order: Annotated["OrderReturned", "described"]) -> None:
+        received.append(("described", order))
+
+    shipped, returned = OrderShipped(order_id=1), OrderReturned(order_id=2)
+    async with EventBus([handler]) as bus:
+        bus.dispatch(shipped)
+        bus.dispatch(returned)
+        bus.dispatch("order.placed")
+
+    assert sorted(received, key=str) == sorted(
+        [("alias", shipped), ("alias", returned), ("later", shipped), ("later", returned), ("described", returned)],
+        key=str,
+    )
+
+
 async def test_names_that_only_the_caller_knows_can_be_told() -> None:
     received = []
 
@@ -1320,14 +1502,35 @@ def test_a_dependency_reads_the_request_that_the_event_came_with(is_async: bool)
     assert received == [("acme", "5", "POST /orders/5", None, Request)]
 
 
+@for_both_kinds
+def test_what_fastapi_has_for_security_reads_the_request_that_the_event_came_with(is_async: bool) -> None:
+    received = []
+
+    def subscriber(
+        event: Event,
+        token: Annotated[str, Depends(OAuth2PasswordBearer("token"))],
+        key: Annotated[str, Security(APIKeyHeader(name="x-key"))],
+    ) -> None:
+        received.append((token, key))
+
+    handler = LocalHandler()
+    handler.register(of_kind(subscriber, is_async))
+    with TestClient(serve(handler)) as client:
+        client.post("/orders/5", headers={"authorization": "Bearer secret", "x-key": "of the door"})
+
+    assert received == [("secret", "of the door")]
+
+
 def test_a_dependency_reads_the_websocket_that_the_event_came_with() -> None:
     received = []
     app = FastAPI()
 
     async def subscriber(event: Event, socket: WebSocket, connection: HTTPConnection, request: Request | None) -> None:
         received.append((socket.url.path, type(connection), request))
-        with pytest.raises(RuntimeError, match="cannot read from or write to the connection"):
+        try:
             await socket.accept()
+        except RuntimeError as error:
+            received.append(str(error))
 
     handler = LocalHandler()
     handler.register(subscriber)
@@ -1342,7 +1545,64 @@ def test_a_dependency_reads_the_websocket_that_the_event_came_with() -> None:
     with TestClient(app) as client, client.websocket_connect("/updates"):
         pass
 
-    assert received == [("/updates", WebSocket, None)]
+    assert received == [
+        ("/updates", WebSocket, None),
+        "a subscriber cannot read from or write to the connection: its request may have ended",
+    ]
+
+
+WITHOUT_FASTAPI = """
+import sys
+
+sys.modules["fastapi"] = None  # nothing can import it
+
+from typing import Annotated
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from fastapi_events import Depends, Event, EventBus, EventHandlerASGIMiddleware, LocalHandler, dispatch
+
+
+async def tenant(request: Request) -> str:
+    return request.headers["x-tenant"]
+
+
+def log(tenant: Annotated[str, Depends(tenant)], bus: EventBus):
+    yield []
+    print("closed", tenant)
+
+
+async def subscriber(event: Event, tenant: str = Depends(tenant), log: list = Depends(log)) -> None:
+    print(event.name, tenant, log)
+
+
+async def place(request: Request) -> Response:
+    dispatch("order.placed")
+    return Response()
+
+
+handler = LocalHandler()
+handler.register(subscriber)
+bus = EventBus([handler])
+app = Starlette(routes=[Route("/orders", place, methods=["POST"])])
+app.add_middleware(EventHandlerASGIMiddleware, bus=bus)
+with TestClient(app) as client:
+    client.post("/orders", headers={"x-tenant": "acme"})
+    bus.dependency_overrides[tenant] = lambda: "of a test"
+    client.post("/orders")
+"""
+
+
+def test_applications_of_starlette_alone_use_our_own_depends() -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_FASTAPI], capture_output=True, text=True, check=False)
+
+    assert ran.stdout.splitlines() == [
+        "order.placed acme []", "closed acme", "order.placed of a test []", "closed of a test",
+    ], ran.stderr  # fmt: skip
 
 
 @for_both_kinds
@@ -1421,7 +1681,7 @@ def fake(part: Annotated[str, Depends(fake_part)]) -> str:
 
 
 async def fake_coroutine(part: Annotated[str, Depends(fake_part)]) -> str:
-    assert asyncio.get_running_loop()
+    asyncio.get_running_loop()  # raises elsewhere
     return part
 
 

@@ -98,7 +98,7 @@ async def test_the_timeout_of_a_subscriber_reaches_what_it_has_open(is_async: bo
     async def subscriber(event: Event, _: Annotated[None, Depends(session.generator(is_async))]) -> None:
         await asyncio.Event().wait()
 
-    async with EventBus([local(subscriber, timeout=0.05)], on_error=failures.append) as bus:
+    async with EventBus([local(subscriber, timeout=0.2)], on_error=failures.append) as bus:
         bus.dispatch("order.placed")
         await bus.drain()
 
@@ -157,7 +157,7 @@ async def test_a_sync_subscriber_that_overruns_keeps_what_it_has_open_until_its_
     def subscriber(event: Event, _: Annotated[None, Depends(session.synchronous)]) -> None:
         gate.enter()
 
-    async with EventBus([local(subscriber, timeout=0.02)], on_error=failures.append) as bus:
+    async with EventBus([local(subscriber, timeout=0.2)], on_error=failures.append) as bus:
         bus.dispatch("order.placed")
         await until(lambda: failures)
         assert session.log == ["open"]
@@ -204,13 +204,18 @@ async def test_whenever_it_is_cancelled_what_was_opened_is_closed(is_async: bool
 # How many threads
 
 
-async def test_sync_dependencies_count_against_the_threads_of_the_bus() -> None:
+@pytest.mark.parametrize("opens", [True, False], ids=["generator", "function"])
+async def test_sync_dependencies_count_against_the_threads_of_the_bus(opens: bool) -> None:
     gate = Gate()
 
     def dependency() -> None:
         gate.enter()
 
-    async def subscriber(event: Event, _: Annotated[None, Depends(dependency)]) -> None: ...
+    def generator() -> Iterator[None]:
+        gate.enter()
+        yield
+
+    async def subscriber(event: Event, _: Annotated[None, Depends(generator if opens else dependency)]) -> None: ...
 
     async with EventBus([local(subscriber, concurrency=4)], max_threads=2) as bus, bus.scope():
         for _ in range(4):
@@ -276,7 +281,7 @@ async def test_a_dependency_that_overruns_keeps_its_place_and_who_waits_for_it_n
 
     async def subscriber(event: Event, _: Annotated[None, Depends(dependency)]) -> None: ...
 
-    handler = local(subscriber, timeout=0.02, concurrency=3)
+    handler = local(subscriber, timeout=0.2, concurrency=3)
     async with EventBus([handler], max_threads=1, on_error=failures.append) as bus:
         async with bus.scope():
             for _ in range(3):
@@ -335,3 +340,61 @@ async def test_a_drain_that_gives_up_does_not_disturb_what_a_timeout_closes() ->
 
     assert log == ["rolled back"]
     assert [failed.name for failed in report.failed] == ["order.placed"]
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["within another", "alone"])
+async def test_a_drain_that_gives_up_does_not_disturb_what_a_failure_closes(around: bool) -> None:
+    log: list[str] = []
+    closing = asyncio.Event()
+
+    async def session() -> AsyncIterator[None]:
+        try:
+            yield
+        except LookupError:
+            closing.set()
+            await asyncio.sleep(0.02)
+            log.append("rolled back")
+            raise
+
+    async def connection(_: Annotated[None, Depends(session)]) -> AsyncIterator[None]:
+        yield
+
+    async def subscriber(event: Event, _: Annotated[None, Depends(connection if around else session)]) -> None:
+        if event.payload == "fails":
+            raise LookupError
+        closing.set()
+        await asyncio.Event().wait()
+
+    async with EventBus([local(subscriber)]) as bus:
+        bus.dispatch("order.placed", "fails")
+        await closing.wait()
+        report = await bus.drain(timeout=0)
+        closing.clear()
+        bus.dispatch("order.placed", "waits")  # which is cancelled as ever
+        await closing.wait()
+        later = await bus.drain(timeout=0)
+
+    assert log == ["rolled back"]
+    assert [failed.name for failed in report.failed] == ["order.placed"]
+    assert [left.name for left in later.cancelled] == ["order.placed"]
+
+
+async def test_after_a_failure_the_next_event_in_the_same_task_can_be_given_up() -> None:
+    session = Session()
+    waiting = asyncio.Event()
+
+    async def subscriber(event: Event, _: Annotated[None, Depends(session.asynchronous)]) -> None:
+        if event.payload == "fails":
+            raise LookupError
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async with EventBus([local(subscriber)]) as bus:
+        async with bus.scope():
+            bus.dispatch("order.placed", "fails", deliver_on="now")
+            bus.dispatch("order.placed", "waits", deliver_on="now")
+            await waiting.wait()
+            report = await bus.drain(timeout=0)
+
+    assert [left.name for left in report.cancelled] == ["order.placed"]
+    assert session.log[-2:] == ["roll back after CancelledError", "close"]

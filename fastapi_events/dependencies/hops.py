@@ -1,73 +1,61 @@
-"""What worker threads do for a function on the event loop, and the other way round."""
+"""What worker threads do for a function on the event loop."""
 
 import asyncio
-from collections.abc import Callable, Generator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from contextvars import Context, copy_context
-from types import TracebackType
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter, to_thread
 
 from fastapi_events.scope import Scope, run_in_thread, undisturbed
 
-__all__ = ["Hop", "opened_on_loop"]
+__all__ = ["in_bus_thread", "in_free_thread", "opened_in_thread"]
 
 T = TypeVar("T")
 
+# Both end only when their thread has ended, cancelled or not: nothing is opened that is not closed, and nothing is
+# closed while a thread may use it.
+in_bus_thread: Final = partial(run_in_thread, to_end=True)
 
-class Hop:
-    """What one worker thread made for a function on the event loop; another one closes it.
 
-    Entering and leaving end only when their thread has ended, cancelled or not: nothing is opened that is not closed,
-    and nothing is closed while a thread may use it.
-    """
+async def in_free_thread(_: Scope, function: Callable[[], T]) -> T:
+    """Run a function in a thread that does not count against those of the bus, in a task that nobody cancels."""
+    return await undisturbed(asyncio.ensure_future(to_thread.run_sync(function, limiter=CapacityLimiter(1))))
 
-    def __init__(
-        self,
-        scope: Scope,
-        make: Callable[[ExitStack], tuple[Any, ...]],
-        swallowed: Callable[[BaseException], BaseException],
-    ) -> None:
-        self._scope = scope
-        self._make = make
-        self._swallowed = swallowed
-        self._stack = ExitStack()
-        self._context = Context()
 
-    async def __aenter__(self) -> tuple[Any, ...]:
-        try:
-            return await run_in_thread(self._scope, self._enter, to_end=True)
-        except BaseException as error:
-            if not await self.__aexit__(type(error), error, error.__traceback__):
-                raise
-            failure = error
-        raise self._swallowed(failure)
+@asynccontextmanager
+async def opened_in_thread(
+    in_thread: Callable[..., Any],
+    scope: Scope,
+    make: Callable[[ExitStack], tuple[Any, ...]],
+    swallowed: Callable[[BaseException], BaseException],
+) -> AsyncGenerator[tuple[Any, ...]]:
+    """Have a thread make something, and another one close what it put on the stack."""
+    stack, context = ExitStack(), Context()
 
-    def _enter(self) -> tuple[Any, ...]:
+    def enter() -> tuple[Any, ...]:
         # both threads see one context, so that a generator can reset the context variables that it set
-        self._context = copy_context()
-        return self._context.run(self._make, self._stack)
+        nonlocal context
+        context = copy_context()
+        return context.run(make, stack)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        def leave() -> bool | None:
-            return self._context.run(self._stack.__exit__, kind, error, traceback)
+    async def leave(error: BaseException | None) -> bool | None:
+        # in a free thread: waiting for a place, which one may hold that waits for what is closed here, is a deadlock
+        how = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+        return await in_free_thread(scope, lambda: context.run(stack.__exit__, *how))
 
-        # a limiter of its own: waiting for a thread that waits for what is closed here would be a deadlock; and a task
-        # of its own, which nobody cancels: what was opened is closed
-        return bool(await undisturbed(asyncio.ensure_future(to_thread.run_sync(leave, limiter=CapacityLimiter(1)))))
-
-
-@contextmanager
-def opened_on_loop(manager: AbstractAsyncContextManager[T]) -> Generator[T]:
-    """Enter and leave an async context manager on the event loop, from a worker thread that waits for it."""
-    value = from_thread.run(manager.__aenter__)
     try:
-        yield value
+        made = await in_thread(scope, enter)
     except BaseException as error:
-        if not from_thread.run(manager.__aexit__, type(error), error, error.__traceback__):
+        if not await leave(error):
+            raise
+        raise swallowed(error)  # noqa: B904 - it has its cause already
+    try:
+        yield made
+    except BaseException as error:
+        if not await leave(error):
             raise
     else:
-        from_thread.run(manager.__aexit__, None, None, None)
+        await leave(None)

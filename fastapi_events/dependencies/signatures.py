@@ -1,44 +1,29 @@
 """What a callable asks for: its parameters, with annotations that may be out of reach, and how to call it."""
 
 import builtins
-import enum
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, ForwardRef, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-__all__ = ["NO_DEFAULT", "Kind", "Parameter", "Unknown", "kind_of", "label_of", "members_of", "parameters_of"]
-
-NO_DEFAULT: Final = inspect.Parameter.empty
+__all__ = ["Parameter", "Unknown", "kind_of", "label_of", "members_of", "parameters_of"]
 
 
-class Kind(enum.Enum):
-    """How something is called."""
-
-    FUNCTION = enum.auto()
-    GENERATOR = enum.auto()
-    COROUTINE = enum.auto()
-    ASYNC_GENERATOR = enum.auto()
-
-
-_TESTS: Final = (
-    (Kind.ASYNC_GENERATOR, inspect.isasyncgenfunction),
-    (Kind.GENERATOR, inspect.isgeneratorfunction),
-    (Kind.COROUTINE, inspect.iscoroutinefunction),
-)
-
-
-def kind_of(call: Callable[..., Any]) -> Kind:
-    """Tell how to call this; decorators that keep `__wrapped__` are looked through, as FastAPI does."""
+def kind_of(call: Callable[..., Any]) -> tuple[bool, bool]:
+    """Tell whether this is async, and whether a generator; looks through `__wrapped__`, as FastAPI does."""
     outer = _without_partial(call)
     faces = [outer, inspect.unwrap(outer)]
     if not inspect.isclass(faces[1]):
         faces += [method for face in faces for method in (face.__call__, inspect.unwrap(face.__call__))]
-    return next((kind for kind, test in _TESTS if any(map(test, faces))), Kind.FUNCTION)
+    if any(map(inspect.isasyncgenfunction, faces)):
+        return True, True
+    if any(map(inspect.isgeneratorfunction, faces)):
+        return False, True
+    return any(map(inspect.iscoroutinefunction, faces)), False
 
 
 def label_of(call: object) -> str:
@@ -48,28 +33,19 @@ def label_of(call: object) -> str:
 
 
 class Parameter(NamedTuple):
-    """One parameter, its annotation taken apart.
-
-    Attributes:
-        name: as written.
-        kind: as `inspect` has it.
-        type: without what `Annotated` adds; Any where there is none, an Unknown where it is out of reach.
-        default: NO_DEFAULT where there is none.
-        dependency: its `Depends()` or `Security()`, ours or FastAPI's, which both have a `dependency` and `use_cache`.
-        field: what makes a route read the request, such as `Header()`.
-    """
+    """One parameter, its annotation taken apart."""
 
     name: str
-    kind: Any
-    type: Any
+    kind: Any  # this and the default are as `inspect` has them
+    type: Any  # without what Annotated adds; Any where there is none, an Unknown where it is out of reach
     default: Any
-    dependency: Any
-    field: FieldInfo | None
+    dependency: Any  # its Depends() or Security(), ours or FastAPI's, which both have a `dependency` and `use_cache`
+    field: FieldInfo | None  # what makes a route read the request, such as Header()
 
     @property
-    def keyword(self) -> str | None:
-        """The name, if it may be passed by name."""
-        return None if self.kind is inspect.Parameter.POSITIONAL_ONLY else self.name
+    def keyword(self) -> str:
+        """What comes before its value in a call."""
+        return "" if self.kind is inspect.Parameter.POSITIONAL_ONLY else f"{self.name}="
 
 
 def parameters_of(call: Callable[..., Any], known: Mapping[str, Any]) -> list[Parameter]:
@@ -85,20 +61,16 @@ def parameters_of(call: Callable[..., Any], known: Mapping[str, Any]) -> list[Pa
     parameters: list[Parameter] = []
     for name, parameter in signature.parameters.items():
         type_, markers = _read(parameter.annotation, names)
-        default = parameter.default
         dependency = field = None
-        for marker in (*markers, default):
-            if _is_dependency(marker):
+        for marker in (*markers, parameter.default):
+            if isinstance(marker, (type, Unknown)):
+                continue
+            if hasattr(marker, "dependency") and hasattr(marker, "use_cache"):
                 dependency = marker
-            elif isinstance(marker, FieldInfo) and (label_of(marker) != "FieldInfo" or marker is default):
+            elif isinstance(marker, FieldInfo) and (label_of(marker) != "FieldInfo" or marker is parameter.default):
                 field = marker  # a plain Field() in Annotated only describes
-        parameters.append(Parameter(name, parameter.kind, type_, default, dependency, field))
+        parameters.append(Parameter(name, parameter.kind, type_, parameter.default, dependency, field))
     return parameters
-
-
-def _is_dependency(marker: Any) -> bool:
-    known = not isinstance(marker, (type, Unknown))
-    return known and hasattr(marker, "dependency") and hasattr(marker, "use_cache")
 
 
 def members_of(type_: Any) -> list[Any]:
@@ -123,14 +95,7 @@ class Unknown:
         """Stand for the result as well."""
         return self
 
-    def __getitem__(self, _: object) -> "Unknown":
-        return self
-
-    def __or__(self, _: object) -> "Unknown":
-        return self
-
-    def __ror__(self, _: object) -> "Unknown":
-        return self
+    __getitem__ = __or__ = __ror__ = __call__
 
 
 class _Names(dict[str, Any]):

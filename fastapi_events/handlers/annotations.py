@@ -3,7 +3,7 @@
 import functools
 import inspect
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
 from fastapi_events.errors import SubscriberError
 from fastapi_events.event import Event
@@ -47,6 +47,10 @@ def name_of_function(function: object) -> str:
 
 
 def _patterns_in(annotation: Any, names: dict[str, Any]) -> list[str]:
+    if type(annotation).__name__ == "TypeAliasType":  # typing's and typing_extensions' are two
+        return _patterns_in(annotation.__value__, names)
+    if isinstance(annotation, ForwardRef):
+        annotation = annotation.__forward_arg__
     if isinstance(annotation, str):
         return _patterns_in(eval(annotation, names), names)  # as typing.get_type_hints does, for this one parameter
     if annotation is Event or annotation is Any:

@@ -14,8 +14,8 @@ MYPY: Final = False  # mypy takes this very name as true
 Wanted = TypeVar("Wanted", contravariant=True)
 Param = TypeVar("Param", contravariant=True)
 P = ParamSpec("P")
-Result: TypeAlias = Awaitable[object] | None  # refuses generators, and results that nobody would get
-R_co = TypeVar("R_co", bound=Result, covariant=True)
+AwaitableOrNone: TypeAlias = Awaitable[object] | None  # refuses generators, and results that nobody would get
+R_co = TypeVar("R_co", bound=AwaitableOrNone, covariant=True)
 
 
 class SubscriberOptions(TypedDict, total=False, closed=True):

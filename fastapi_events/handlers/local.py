@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
 
+from pydantic import BaseModel
 from typing_extensions import TypeForm, Unpack
 
 from fastapi_events.dependencies import compile_subscriber
@@ -12,7 +13,7 @@ from fastapi_events.event import Event
 from fastapi_events.event_type import EventType
 from fastapi_events.handlers.annotations import annotated_patterns, name_of_function
 from fastapi_events.handlers.base import BaseEventHandler, as_event, raise_all
-from fastapi_events.handlers.function_types import Result, SubscriberOf, SubscriberOptions
+from fastapi_events.handlers.function_types import AwaitableOrNone, SubscriberOf, SubscriberOptions
 from fastapi_events.names import EventName
 from fastapi_events.patterns import matcher, patterns_of
 from fastapi_events.retry import Retry
@@ -24,6 +25,7 @@ __all__ = ["LocalHandler", "Registrar", "local_handler"]
 CACHED_NAMES = 4096  # names may hold ids: the table of routes is emptied when it has so many
 
 A = TypeVar("A")
+ModelT = TypeVar("ModelT", bound=BaseModel)
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
@@ -31,15 +33,17 @@ E = TypeVar("E")
 Source: TypeAlias = type[A] | EventType[A]
 Param = TypeVar("Param")
 P = ParamSpec("P")
-R = TypeVar("R", bound=Result)
-FunctionT = TypeVar("FunctionT", bound=Callable[Concatenate[Any, ...], Result])
+NoResult = TypeVar("NoResult", bound=AwaitableOrNone)
+FunctionT = TypeVar("FunctionT", bound=Callable[Concatenate[Any, ...], AwaitableOrNone])
 Wanted_co = TypeVar("Wanted_co", covariant=True)
 
 
 class Registrar(Protocol[Wanted_co]):
     """Subscribes a function to what `register` was given, and gives it back as it is."""
 
-    def __call__(self, function: SubscriberOf[Wanted_co, Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
+    def __call__(
+        self, function: SubscriberOf[Wanted_co, Param, P, NoResult], /
+    ) -> Callable[Concatenate[Param, P], NoResult]: ...
 
 
 class LocalHandler(BaseEventHandler):
@@ -63,7 +67,9 @@ class LocalHandler(BaseEventHandler):
         self, *names: EventName, event_name: EventName | None = None, **options: Unpack[SubscriberOptions]
     ) -> Registrar[Event[Any]]: ...
     @overload
-    def register(self, a: Source[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
+    def register(self, a: type[ModelT], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[ModelT]]: ...
+    @overload
+    def register(self, a: EventType[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
     @overload
     def register(
         self, a: Source[A], b: Source[B], /, **options: Unpack[SubscriberOptions]
@@ -88,12 +94,16 @@ class LocalHandler(BaseEventHandler):
         **options: Unpack[SubscriberOptions],
     ) -> Registrar[Event[A | B | C | D | E]]: ...
     @overload
-    def register(self, function: SubscriberOf[Event[Any], Param, P, R], /) -> Callable[Concatenate[Param, P], R]: ...
-    @overload
-    def register(self, union: TypeForm[A], /, **options: Unpack[SubscriberOptions]) -> Registrar[Event[A]]: ...
+    def register(
+        self, function: SubscriberOf[Event[Any], Param, P, NoResult], /
+    ) -> Callable[Concatenate[Param, P], NoResult]: ...
     @overload
     def register(
-        self, *what: EventName | Source[Any], **options: Unpack[SubscriberOptions]
+        self, union: TypeForm[ModelT], /, **options: Unpack[SubscriberOptions]
+    ) -> Registrar[Event[ModelT]]: ...
+    @overload
+    def register(
+        self, *what: EventName | EventType[Any] | type[BaseModel], **options: Unpack[SubscriberOptions]
     ) -> Registrar[Event[Any]]: ...
     def register(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import Depends
+from typing_extensions import TypeAliasType
 
 from fastapi_events import Event, EventModel, LocalHandler, local_handler
 
@@ -30,6 +31,13 @@ def of_a_union(event: Event[OrderPlaced | OrderShipped]) -> None: ...
 
 @local_handler.on
 def of_two_events(event: Event[OrderPlaced] | Event[OrderShipped]) -> None: ...
+
+
+EitherOrder = TypeAliasType("EitherOrder", Event[OrderPlaced] | Event[OrderShipped])
+
+
+@local_handler.on
+def of_an_alias(event: EitherOrder) -> None: ...
 
 
 @local_handler.on

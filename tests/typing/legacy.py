@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from fastapi_events.dispatcher import dispatch
+from fastapi_events.handlers.aws import SQSForwardHandler
 from fastapi_events.handlers.base import BaseEventHandler
 from fastapi_events.handlers.echo import EchoHandler
 from fastapi_events.handlers.local import local_handler
 from fastapi_events.middleware import EventHandlerASGIMiddleware
+from fastapi_events.registry.base import BaseEventPayloadSchemaRegistry
 from fastapi_events.registry.payload_schema import registry
 from fastapi_events.typing import Event
 
@@ -62,12 +64,34 @@ class Custom(BaseEventHandler):
         print(name, payload)
 
 
+class CustomMany(BaseEventHandler):
+    async def handle(self, event): ...
+
+    async def handle_many(self, events):
+        for event_name, payload in events:
+            print(event_name, payload)
+
+
 class CustomAnnotated(BaseEventHandler):
     async def handle(self, event: Event) -> None:
         print(event[0], event[1]["x"])
 
 
+own_registry = BaseEventPayloadSchemaRegistry()
+
+
+@own_registry.register(event_name="SIGNED_OUT")
+class SignOutPayload(BaseModel):
+    username: str
+
+
 app = FastAPI()
+event_handler_id = id(app)
+app.add_middleware(
+    EventHandlerASGIMiddleware,
+    handlers=[CustomMany(), SQSForwardHandler(queue_url="https://sqs/1/queue", region_name="eu-central-1")],
+    middleware_id=event_handler_id,
+)
 app.add_middleware(EventHandlerASGIMiddleware, handlers=[local_handler, EchoHandler(), Custom(), CustomAnnotated()])
 
 
@@ -78,4 +102,6 @@ def index():
     dispatch(event_name="cat", payload={"x": 1})
     dispatch(SignUpPayload(username="a"))
     dispatch(SignUpPayload(username="a"), event_name="other")
+    dispatch("cat", middleware_id=event_handler_id)
+    dispatch("SIGNED_OUT", {"username": "a"}, payload_schema_registry=own_registry)
     dispatch("cat", {"x": 1}, payload_schema_registry=registry, validate_payload=False, payload_schema_dump=True)

@@ -2,7 +2,8 @@
 
 A line that must fail ends in `# E: what is wrong`. Every other line must pass. A checker that sees it otherwise has
 an entry in DEVIATIONS, with the reason; an entry that no longer holds fails too, so that the table stays true. The
-code of docs/typing.md is a case as well, with `# error: what is wrong`.
+code of docs/typing.md is a case as well, with `# error: what is wrong`; what its table says that a checker says of it
+must be said.
 
     python tests/typing/run.py [--package FOLDER] [--show] [mypy] [mypy-pydantic] [pyright] [ty] [pyrefly]
 """
@@ -171,6 +172,20 @@ def compare(checker: str, reports: Reports, cases: Sequence[Path], deviations: D
     return problems
 
 
+def quoted(page: Path) -> dict[str, list[str]]:
+    """Return the parts of messages in a page's table, which has a column for each checker after the first one."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    return {checker: [row[column] for row in rows] for column, checker in enumerate(head) if column}
+
+
+def unsaid(checker: str, reports: Reports, page: Path, case: Path) -> list[str]:
+    """Return which quotations a checker does not say of the page's code."""
+    said = [message for (file, _), message in reports.items() if file == case.name]
+    parts = quoted(page).get(checker, [])
+    return [f"{page.name}: {checker} never says: {part}" for part in parts if not any(part in one for one in said)]
+
+
 def show(checker: str, reports: Reports, cases: Sequence[Path]) -> None:
     """Print each marked line with what the checker says about it."""
     for case in cases:
@@ -189,9 +204,11 @@ def main() -> int:
     package: Path = arguments.package.resolve()
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        cases = [*CASES, code_of(PAGE, Path(folder))]
+        code = code_of(PAGE, Path(folder))
+        cases = [*CASES, code]
         for checker, reports in zip(asked, pool.map(lambda one: one.reports(package, cases), asked), strict=True):
             problems += compare(checker.name, reports, cases, DEVIATIONS)
+            problems += unsaid(checker.name, reports, PAGE, code)
             if arguments.show:
                 show(checker.name, reports, cases)
     print(*problems, sep="\n")

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import AsyncIterator, Iterator
 from enum import Enum
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, assert_type
 
 from fastapi import Depends
 from pydantic import BaseModel
@@ -65,6 +65,14 @@ async def of_either(event: Event[OrderPlaced | OrderShipped]) -> None: ...
 
 @local_handler.register(OrderPlaced)
 async def of_an_object(event: object) -> None: ...
+
+
+@local_handler.register("order.*")
+async def of_a_pair(event: tuple[str, Any]) -> None: ...
+
+
+@local_handler.register(OrderPlaced)
+async def of_a_pair_with_its_payload(event: tuple[str, OrderPlaced]) -> None: ...
 
 
 @local_handler.register(OrderPlaced)
@@ -174,8 +182,9 @@ def with_keyword_dependency(event: Event, *, db: SessionDep) -> None: ...
 
 
 async def direct_calls_stay_checked(event: Event[OrderPlaced], shipped: Event[OrderShipped]) -> None:
-    await asynchronous(event)
-    synchronous(event)
+    assert_type(await asynchronous(event), None)
+    assert_type(synchronous(event), None)
+    await with_a_default(event, limit=3)
     await stacked(event)
     stacked_three(event)
     await of_a_base(event)
@@ -277,6 +286,16 @@ def result(event: Event[OrderPlaced]) -> int:
     return 1
 
 
+@local_handler.register("order.*")  # E: a result that is thrown away, by name
+def result_by_name(event: Event) -> bool:
+    return True
+
+
+@local_handler.register  # E: a result that is thrown away, bare
+def result_bare(event: Event) -> str:
+    return ""
+
+
 @local_handler.register(OrderPlaced)  # E: no parameter
 async def no_parameter() -> None: ...
 
@@ -311,3 +330,15 @@ async def by_int(event: Event) -> None: ...
 
 @local_handler.register(OrderPlaced(order_id=1))  # E: an instance instead of the model
 async def by_instance(event: Event[OrderPlaced]) -> None: ...
+
+
+@local_handler.register(int)  # E: a class that is no model
+async def by_class(event: Event) -> None: ...
+
+
+@local_handler.register(OrderPlaced | int)  # E: a union with a class that is no model
+async def by_a_union_with_it(event: Event) -> None: ...
+
+
+@local_handler.register("order.*", int)  # E: a name and a class that is no model
+async def by_a_name_and_it(event: Event) -> None: ...

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.typing.run import MARK, Checker, code_of, compare, read_json, read_lines
+from tests.typing.run import MARK, Checker, code_of, compare, read_json, read_lines, unsaid
 
 CASE = """\
 import what_is_there
@@ -100,3 +100,11 @@ def test_the_code_of_a_page_keeps_its_lines_and_its_marks(tmp_path):
     assert lines[3:5] == ["right()", "wrong()  # error: a mistake"]
     assert [line for line in lines if line] == lines[3:5]
     assert MARK.search(lines[4])
+
+
+def test_what_a_page_quotes_must_be_said_of_its_code(tmp_path):
+    page, code = tmp_path / "page.md", tmp_path / "page_md.py"
+    page.write_text('| Mistake | ty | mypy |\n|---|---|---|\n| one | `cannot be "int"` | `no` |\n| two | `is read-only` | `no` |\n')
+    reports = {("page_md.py", 2): 'R cannot be "int"', ("other.py", 1): "is read-only"}
+    assert unsaid("ty", reports, page, code) == ["page.md: ty never says: is read-only"]
+    assert unsaid("pyright", reports, page, code) == []
