@@ -10,7 +10,7 @@ from typing import Annotated, Any, ForwardRef, NamedTuple, Union, get_args, get_
 
 from pydantic.fields import FieldInfo
 
-__all__ = ["Parameter", "Unknown", "kind_of", "label_of", "members_of", "parameters_of"]
+__all__ = ["Parameter", "Unknown", "kind_of", "label_of", "members_of", "parameters_of", "signature_of"]
 
 
 def kind_of(call: Callable[..., Any]) -> tuple[bool, bool]:
@@ -54,7 +54,7 @@ def parameters_of(call: Callable[..., Any], known: Mapping[str, Any]) -> list[Pa
     `known` has what its annotations may name besides what their module knows, which comes first.
     """
     try:
-        signature = _signature(call)
+        signature = signature_of(call)
     except ValueError:
         signature = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
     names = _Names({**vars(builtins), **known, **_globals(call)})
@@ -122,7 +122,8 @@ def _read(annotation: Any, names: _Names) -> tuple[Any, tuple[Any, ...]]:
     return annotation, ()
 
 
-def _signature(call: Callable[..., Any]) -> inspect.Signature:
+def signature_of(call: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a callable, whatever its annotations name."""
     if sys.version_info >= (3, 14):  # there annotations are evaluated when asked for, and may fail
         from annotationlib import Format
 

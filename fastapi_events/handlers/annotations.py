@@ -5,6 +5,7 @@ import inspect
 from types import UnionType
 from typing import Annotated, Any, ForwardRef, Union, get_args, get_origin
 
+from fastapi_events.dependencies.signatures import signature_of
 from fastapi_events.errors import SubscriberError
 from fastapi_events.event import Event
 from fastapi_events.patterns import patterns_of
@@ -19,7 +20,7 @@ def annotated_patterns(function: Any) -> list[str]:
         SubscriberError: the annotation is missing, cannot be resolved, or names no event.
     """
     name = name_of_function(function)
-    parameter = next(iter(inspect.signature(function).parameters.values()), None)
+    parameter = next(iter(signature_of(function).parameters.values()), None)
     if parameter is None or parameter.annotation is parameter.empty:
         raise SubscriberError(
             f"{name} does not say which event it wants: annotate its first parameter, as in "

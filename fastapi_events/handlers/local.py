@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeForm, Unpack
 
 from fastapi_events.dependencies import compile_subscriber
+from fastapi_events.dependencies.signatures import signature_of
 from fastapi_events.errors import ConfigurationError, SubscriberError
 from fastapi_events.event import Event
 from fastapi_events.event_type import EventType
@@ -228,7 +229,7 @@ class LocalHandler(BaseEventHandler):
             raise ConfigurationError(f"concurrency={concurrency} would never start {name}: use 1 or more")
         if timeout is not None and timeout <= 0:
             raise ConfigurationError(f"timeout={timeout} is no time for {name}: use seconds above 0, or None")
-        if inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self":
+        if inspect.isfunction(function) and next(iter(signature_of(function).parameters), "") == "self":
             raise SubscriberError(
                 f"{name} is a method without its object: register the method of an instance",
                 subscriber=name,
