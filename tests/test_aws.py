@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
+from fastapi_events.bus import EventBus
 from fastapi_events.errors import ConfigurationError, ForwardError
 from fastapi_events.event import Event
 from fastapi_events.handlers.aws import SQSForwardHandler
@@ -146,6 +148,27 @@ def threads() -> Threads:
     return lambda: alive() - before
 
 
+def test_the_arguments_and_their_defaults() -> None:
+    parameters = inspect.signature(SQSForwardHandler).parameters
+
+    assert [name for name, one in parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD] == [
+        "queue_url",
+        "region_name",
+    ]
+    assert {name: one.default for name, one in parameters.items() if one.default is not one.empty} == {
+        "region_name": None,
+        "serializer": None,
+        "max_batch_size": 10,
+        "message_group_id": None,
+        "client": None,
+        "attributes": (),
+        "linger": 0.02,
+        "retry_for": 15.0,
+        "threads": 4,
+    }
+    assert inspect.signature(EventBus).parameters["drain_timeout"].default > parameters["retry_for"].default
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -157,6 +180,8 @@ def threads() -> Threads:
         {"linger": 1.0, "retry_for": 1.0},
         {"message_group_id": "two words"},
         {"message_group_id": ""},
+        {"message_group_id": 7},
+        {"serializer": "json"},
         {"attributes": "tenant"},
         {"client": FakeSQS(), "region_name": "eu-west-1"},
         {"client": FakeSQS(), "endpoint_url": "http://127.0.0.1:1"},
@@ -197,6 +222,16 @@ async def test_a_message_is_a_cloud_event_with_attributes_to_filter_by() -> None
         "tenant": {"DataType": "String", "StringValue": "t1"},
     }
     assert "MessageGroupId" not in message
+
+
+async def test_a_message_has_up_to_ten_attributes() -> None:
+    client = FakeSQS()
+    chosen = [f"h{number}" for number in range(7)]
+
+    async with forwarding(client, attributes=[*chosen, "traceparent"]) as handler:
+        await handler.handle(Event("order.placed", headers=dict.fromkeys([*chosen, "traceparent"], "x")))
+
+    assert set(client.arrived[0]["MessageAttributes"]) == {"contentType", "type", "traceparent", *chosen}
 
 
 async def test_a_serializer_writes_the_body_and_makes_no_claim_about_its_type() -> None:
@@ -381,6 +416,7 @@ async def test_the_event_loop_runs_on_while_a_huge_delivery_is_prepared() -> Non
 
     async with forwarding(client, serializer=slow) as handler:
         task = asyncio.create_task(heartbeat())
+        await asyncio.sleep(0)  # it has begun
         await handler.handle_many(events(*range(500)))
         task.cancel()
 
@@ -443,10 +479,34 @@ async def test_a_call_that_failed_for_now_is_made_again(error: Exception) -> Non
     assert client.payloads == [1, 2]
 
 
+async def test_attempts_are_spaced_by_exponential_backoff_with_full_jitter() -> None:
+    """Delays are random, from none to 0.1 s, 0.2 s, 0.4 s and so on: each range is seen to be used, by 50 events."""
+    times: dict[str, list[float]] = {}
+
+    def fault(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        attempts = times.setdefault(entries[0]["MessageBody"], [])
+        attempts.append(time.monotonic())
+        if len(attempts) <= 4:
+            raise client_error("ServiceUnavailable", 503)
+        return success(entries)
+
+    client = FakeSQS(*[fault] * 1000)
+    async with forwarding(client, max_batch_size=1, threads=20, serializer=lambda event: str(event.payload)) as handler:
+        await handler.handle_many(events(*range(50)))
+
+    for attempt in range(4):
+        delays = [sent[attempt + 1] - sent[attempt] for sent in times.values()]
+        longest = 0.1 * 2.0**attempt
+        assert min(delays) < longest / 2
+        assert longest / 2 < max(delays) < longest + 0.25  # the machine may be busy
+
+
 @pytest.mark.parametrize(
     "error, reason",
     [
         (client_error("AccessDenied", 403), "AccessDenied: no"),
+        (client_error("AccessDeniedException", 400), "AccessDeniedException: no"),
+        (client_error("KmsDisabled", 400), "KmsDisabled: no"),
         (client_error("AWS.SimpleQueueService.NonExistentQueue", 400), "AWS.SimpleQueueService.NonExistentQueue: no"),
         (NoCredentialsError(), "NoCredentialsError: Unable to locate credentials"),
         (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
@@ -514,6 +574,24 @@ async def test_an_event_whose_call_hangs_is_given_up_in_time_and_its_group_waits
     assert client.payloads == [3, 1, 2]
 
 
+async def test_an_event_that_waits_for_a_thread_is_given_up_in_time_and_not_sent_afterwards() -> None:
+    gate = Gate()
+    client = FakeSQS(raising(client_error("ServiceUnavailable", 503)), gate)
+    first, second = Event("a", "first"), Event("b", "second")
+
+    async with forwarding(client, FIFO, threads=1, max_batch_size=1, retry_for=0.4) as handler:
+        with pytest.raises(ForwardError) as raised:
+            await handler.handle_many([first, second])  # the second one's call hangs when the first one is due again
+        gate.opened.set()
+        await handler.handle_many([Event("a", "third")])  # of the first one's group
+
+    assert raised.value.rejected == (
+        (first, "ServiceUnavailable: no (attempts: 1, within 0.4 s)"),
+        (second, "no answer within 0.4 s: it may have arrived"),
+    )
+    assert client.payloads == ["second", "third"]
+
+
 async def test_a_group_keeps_its_order_through_failures_and_shares_calls_with_others() -> None:
     client = FakeSQS(failing(0), raising(client_error("RequestThrottled", 400)), failing(0))
 
@@ -551,6 +629,16 @@ async def test_a_fifo_queue_gets_the_group_and_the_id_of_each_event() -> None:
         ("id-2", "customer-7"),
         ("id-3", "mine"),
     ]
+
+
+@pytest.mark.parametrize("group", ["all", lambda event: "all"], ids=["string", "function"])
+async def test_a_message_group_of_ones_own_wins_over_the_header(group: Any) -> None:
+    client = FakeSQS()
+
+    async with forwarding(client, FIFO, message_group_id=group) as handler:
+        await handler.handle_many(events(1, headers={"partitionkey": "customer-7"}))
+
+    assert client.arrived[0]["MessageGroupId"] == "all"
 
 
 async def test_a_standard_queue_gets_a_group_for_fairness_and_no_order() -> None:
@@ -697,6 +785,22 @@ async def test_the_threads_of_a_handler_that_is_dropped_end(threads: Threads) ->
     gc.collect()
 
     await until(lambda: not threads())
+
+
+async def test_four_calls_run_at_once_unless_told_otherwise() -> None:
+    gates = [Gate() for _ in range(6)]
+    client = FakeSQS(*gates)
+
+    async with forwarding(client, linger=0.0, max_batch_size=1) as handler:
+        sending = asyncio.create_task(handler.handle_many(events(*range(6))))
+        await until(lambda: client.running == 4)
+        await asyncio.sleep(0.05)  # time for a fifth
+        running = client.running
+        for gate in gates:
+            gate.opened.set()
+        await sending
+
+    assert running == client.most_running == 4
 
 
 async def test_calls_are_made_in_threads_of_the_handlers_own() -> None:

@@ -3,15 +3,15 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from fastapi_events.errors import Rejection
 from fastapi_events.event import Event
 from fastapi_events.handlers._sqs_message import Message
 
-__all__ = ["Batches", "Delivery", "Policy", "Refusal"]
+__all__ = ["Answers", "Batches", "Delivery", "Policy", "Refusal", "Submit"]
 
 MAX_CALL_BYTES: Final = 1_048_576  # of all messages of one call, their attributes included
 FIRST_BACKOFF: Final = 0.1  # seconds; doubles with every attempt
@@ -51,16 +51,11 @@ class Refusal(NamedTuple):
     alone: bool = False
 
 
-class Submit(Protocol):
-    """Makes a call elsewhere, then passes one answer per message to `done`, on this event loop.
+Answers: TypeAlias = Sequence[Refusal | None]  # of one call, in its order; None for a message that arrived
 
-    Raises:
-        RuntimeError: no more calls can be made.
-    """
-
-    def __call__(
-        self, entries: Sequence[dict[str, Any]], done: Callable[[Sequence[Refusal | None]], object], /
-    ) -> None: ...
+# Makes a call elsewhere, then passes its answers to the function, on the event loop. Raises RuntimeError when no more
+# calls can be made.
+Submit: TypeAlias = Callable[[Sequence[dict[str, Any]], Callable[[Answers], object]], object]
 
 
 class Delivery:
@@ -74,8 +69,8 @@ class Delivery:
 
     __slots__ = ("_open", "done", "rejected", "withdrawn")
 
-    def __init__(self) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self.done = done
         self.rejected: list[Rejection] = []
         self.withdrawn = False
         self._open = 1  # until the caller has added its last event, and calls end() itself
@@ -96,11 +91,12 @@ class _Waiting:
         due: loop time at which it goes even in a call that is not full.
         deadline: loop time at which it is given up; set at its first call.
         attempts: calls it was in.
+        refused: why the last call did not take it; empty while it is in a call.
         alone: whether it needs a call of its own.
         settled: whether its delivery was told. What the call it is in brings is then of no interest.
     """
 
-    __slots__ = ("alone", "attempts", "deadline", "delivery", "due", "event", "message", "settled")
+    __slots__ = ("alone", "attempts", "deadline", "delivery", "due", "event", "message", "refused", "settled")
 
     def __init__(self, event: Event[Any], message: Message, delivery: Delivery, due: float) -> None:
         self.event = event
@@ -109,6 +105,7 @@ class _Waiting:
         self.due = due
         self.deadline = 0.0
         self.attempts = 0
+        self.refused = ""
         self.alone = False
         self.settled = False
 
@@ -121,24 +118,35 @@ class Batches:
 
     With `Policy.ordered`, each group has one message on its way, and the next one starts when its fate is known:
     SQS may refuse one message of a call and take another one behind it.
+
+    Attributes:
+        calls: how many are being made.
+        deliveries: that someone waits for.
     """
 
     def __init__(self, submit: Submit, policy: Policy) -> None:
-        self.calls: list[list[_Waiting]] = []  # being made
-        self.deliveries: set[Delivery] = set()  # that someone waits for
+        self.calls = 0
+        self.deliveries: set[Delivery] = set()
         self._submit = submit
         self._policy = policy
+        self._loop = asyncio.get_running_loop()
         self._ready: deque[_Waiting] = deque()
         self._ready_bytes = 0
         self._behind: dict[str, deque[_Waiting]] = {}  # by group: what waits for the group's message on its way
+        self._tried: dict[_Waiting, None] = {}  # has a deadline and is not settled; the first deadline first
         self._timer: asyncio.TimerHandle | None = None  # for what lingers
-        self._watchdog: asyncio.TimerHandle | None = None  # for calls that outlast a deadline
+        self._watchdog: asyncio.TimerHandle | None = None  # for deadlines
+
+    def deliver(self) -> Delivery:
+        """Begin a delivery; whoever does waits for its `done`, and then discards it from `deliveries`."""
+        delivery = Delivery(self._loop.create_future())
+        self.deliveries.add(delivery)
+        return delivery
 
     def add(self, event: Event[Any], message: Message, delivery: Delivery) -> None:
         """Send a message soon: when its call is full, or after the linger time."""
-        loop = asyncio.get_running_loop()
         delivery.begin()
-        waiting = _Waiting(event, message, delivery, loop.time() + self._policy.linger)
+        waiting = _Waiting(event, message, delivery, self._loop.time() + self._policy.linger)
         if self._policy.ordered and message.group is not None:
             behind = self._behind.get(message.group)
             if behind is not None:
@@ -150,7 +158,7 @@ class Batches:
         if self._is_full():
             self._pump()
         elif self._timer is None:
-            self._timer = loop.call_at(waiting.due, self._on_timer)
+            self._timer = self._loop.call_at(waiting.due, self._on_timer)
 
     async def finish(self) -> None:
         """Let nothing linger, and return once every delivery is done or withdrawn."""
@@ -169,15 +177,14 @@ class Batches:
 
     def _pump(self) -> None:
         """Make the calls that are full or due."""
-        loop = asyncio.get_running_loop()
-        while self._ready and len(self.calls) < self._policy.max_calls:
+        while self._ready and self.calls < self._policy.max_calls:
             due = self._ready[0].due
-            if due > loop.time() and not self._is_full():
+            if not self._is_full() and due > self._loop.time():
                 if self._timer is None:
-                    self._timer = loop.call_at(due, self._on_timer)
+                    self._timer = self._loop.call_at(due, self._on_timer)
                 return
             if batch := self._take():
-                self._call(batch, loop)
+                self._call(batch)
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -188,81 +195,72 @@ class Batches:
                 break
             self._ready.popleft()
             self._ready_bytes -= waiting.message.size
-            if waiting.delivery.withdrawn:
-                self._settle(waiting)
-                self._release(waiting)
+            if waiting.settled or waiting.delivery.withdrawn:
+                self._finish(waiting)
                 continue
             batch.append(waiting)
             size += waiting.message.size
         return batch
 
-    def _call(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
-        deadline = loop.time() + self._policy.retry_for
+    def _call(self, batch: list[_Waiting]) -> None:
+        deadline = self._loop.time() + self._policy.retry_for
+        entries: list[dict[str, Any]] = []
         for waiting, number in zip(batch, _NUMBERS, strict=False):
-            waiting.message.entry["Id"] = number
+            entry = waiting.message.entry
+            entry["Id"] = number
+            entries.append(entry)
             waiting.attempts += 1
-            waiting.deadline = waiting.deadline or deadline
-        self.calls.append(batch)
-        self._watch(loop)
+            waiting.refused = ""
+            if not waiting.deadline:
+                waiting.deadline = deadline
+                self._tried[waiting] = None
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_at(deadline, self._on_watchdog)
+        self.calls += 1
         try:
-            self._submit([waiting.message.entry for waiting in batch], partial(self._on_answers, batch))
+            self._submit(entries, partial(self._on_answers, batch))
         except RuntimeError:
             stopped = Refusal("the handler was stopped before it could be sent", again=False)
-            loop.call_soon(self._on_answers, batch, [stopped] * len(batch))
+            self._loop.call_soon(self._on_answers, batch, [stopped] * len(batch))
 
-    def _on_answers(self, batch: list[_Waiting], answers: Sequence[Refusal | None]) -> None:
-        self.calls.remove(batch)
-        again: list[tuple[_Waiting, str]] = []
+    def _on_answers(self, batch: list[_Waiting], answers: Answers) -> None:
+        self.calls -= 1
+        again: list[_Waiting] = []
         alone: list[_Waiting] = []
         for waiting, refusal in zip(batch, answers, strict=True):
             if refusal is None or waiting.settled or waiting.delivery.withdrawn:
-                self._settle(waiting)
-                self._release(waiting)
+                self._finish(waiting)
             elif refusal.alone and len(batch) > 1:
+                waiting.refused = refusal.reason
                 waiting.alone = True
                 alone.append(waiting)
             elif refusal.again:
-                again.append((waiting, refusal.reason))
+                waiting.refused = refusal.reason
+                again.append(waiting)
             else:
-                self._settle(waiting, refusal.reason)
-                self._release(waiting)
+                self._finish(waiting, refusal.reason)
         if again:
             self._back_off(again)
         self._go_first(alone)
 
-    def _back_off(self, failed: list[tuple[_Waiting, str]]) -> None:
+    def _back_off(self, failed: list[_Waiting]) -> None:
         """Send the failed messages of a call again, and only those, after exponential backoff with full jitter."""
-        loop = asyncio.get_running_loop()
-        doublings = max(waiting.attempts for waiting, _ in failed) - 1
-        at = loop.time() + random.uniform(0.0, min(MAX_BACKOFF, FIRST_BACKOFF * 2.0**doublings))
-        again: list[_Waiting] = []
-        for waiting, reason in failed:
-            if at < waiting.deadline:
-                again.append(waiting)
-                continue
-            self._settle(waiting, f"{reason} (attempts: {waiting.attempts}, within {self._policy.retry_for:g} s)")
-            self._release(waiting)
-        if again:
-            loop.call_at(at, self._go_first, again)
+        doublings = max(waiting.attempts for waiting in failed) - 1
+        at = self._loop.time() + random.uniform(0.0, min(MAX_BACKOFF, FIRST_BACKOFF * 2.0**doublings))
+        self._loop.call_at(at, self._go_first, failed)
 
-    def _go_first(self, messages: Iterable[_Waiting]) -> None:
+    def _go_first(self, messages: list[_Waiting]) -> None:
         """Put messages, in their order, before all others, and send them without lingering."""
-        for waiting in reversed(list(messages)):
+        for waiting in reversed(messages):
             waiting.due = 0.0
             self._ready.appendleft(waiting)
             self._ready_bytes += waiting.message.size
         self._pump()
 
-    def _settle(self, waiting: _Waiting, reason: str | None = None) -> None:
-        if waiting.settled:
-            return
-        waiting.settled = True
-        if reason is not None:
-            waiting.delivery.rejected.append(Rejection(waiting.event, reason))
-        waiting.delivery.end()
-
-    def _release(self, waiting: _Waiting) -> None:
-        """Let the next message of the group become ready."""
+    def _finish(self, waiting: _Waiting, reason: str | None = None) -> None:
+        """Settle a message that is in no call any more, and let the next one of its group become ready."""
+        if not waiting.settled:
+            self._settle(waiting, reason)
         group = waiting.message.group
         if group is None or not self._policy.ordered:
             return
@@ -275,22 +273,21 @@ class Batches:
         self._ready.appendleft(following)
         self._ready_bytes += following.message.size
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Set the watchdog to the first deadline of the messages in calls."""
-        deadlines = [waiting.deadline for batch in self.calls for waiting in batch if not waiting.settled]
-        first = min(deadlines, default=None)
-        if first is None or (self._watchdog is not None and self._watchdog.when() <= first):
-            return
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        self._watchdog = loop.call_at(first, self._on_watchdog)
+    def _settle(self, waiting: _Waiting, reason: str | None) -> None:
+        waiting.settled = True
+        self._tried.pop(waiting, None)
+        if reason is not None:
+            waiting.delivery.rejected.append(Rejection(waiting.event, reason))
+        waiting.delivery.end()
 
     def _on_watchdog(self) -> None:
-        """Give up messages whose call hangs. The call cannot be recalled, so their groups still wait for it."""
-        loop = asyncio.get_running_loop()
+        """Give up messages whose time is over. A call cannot be recalled, so their groups still wait for it."""
         self._watchdog = None
-        for batch in self.calls:
-            for waiting in batch:
-                if waiting.deadline <= loop.time():
-                    self._settle(waiting, f"no answer within {self._policy.retry_for:g} s: it may have arrived")
-        self._watch(loop)
+        now = self._loop.time()
+        for waiting in list(self._tried):
+            if waiting.deadline > now:
+                self._watchdog = self._loop.call_at(waiting.deadline, self._on_watchdog)
+                return
+            within = f"within {self._policy.retry_for:g} s"
+            refused = waiting.refused and f"{waiting.refused} (attempts: {waiting.attempts}, {within})"
+            self._settle(waiting, refused or f"no answer {within}: it may have arrived")

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol
 
 from fastapi_events.handlers._daemon_threads import DaemonThreads
-from fastapi_events.handlers._sqs_batches import Batches, Policy, Refusal
+from fastapi_events.handlers._sqs_batches import Answers, Batches, Policy
 
 __all__ = ["Connection", "Queue"]
 
@@ -22,8 +23,8 @@ class Queue(Protocol):
         """What one message may have."""
         ...
 
-    def send(self, entries: Sequence[dict[str, Any]]) -> Sequence[Refusal | None]:
-        """Make one call and return an answer for each entry, None for one that arrived; never raise."""
+    def send(self, entries: Sequence[dict[str, Any]]) -> Answers:
+        """Make one call; never raise."""
         ...
 
     def close(self) -> None:
@@ -33,13 +34,18 @@ class Queue(Protocol):
 class Connection:
     """Opens a queue, in a thread and at once, and makes its calls for any number of event loops.
 
+    Args:
+        owner: without it the threads end, so that a handler that is dropped leaves none behind.
+
     Attributes:
         opened: has the queue, or what `open_queue` raised.
+        max_message_bytes: the queue's; 0 until it is open.
     """
 
-    def __init__(self, open_queue: Callable[[], Queue], policy: Policy) -> None:
+    def __init__(self, open_queue: Callable[[], Queue], policy: Policy, owner: object) -> None:
         self.opened: Future[Queue] = Future()
         self.opened.set_running_or_notify_cancel()  # one waiter that is cancelled does not cancel it for all
+        self.max_message_bytes = 0
         self._open_queue = open_queue
         self._failed = False
         self._pid = os.getpid()
@@ -47,6 +53,8 @@ class Connection:
         self._lock = threading.Lock()
         self._batches: dict[asyncio.AbstractEventLoop, Batches] = {}
         self._threads = DaemonThreads(policy.max_calls, name="fastapi_events-sqs", at_end=self._close_queue)
+        self._end = weakref.finalize(owner, self._threads.close)
+        self._end.atexit = False  # they end with the process anyway
         self._threads.submit(self._open)
 
     @property
@@ -76,7 +84,7 @@ class Connection:
 
     def close(self) -> None:
         """Let the threads end after the calls that they were given; later ones are refused."""
-        self._threads.close()
+        self._end()
 
     def _open(self) -> None:
         try:
@@ -86,13 +94,14 @@ class Connection:
             self.close()
             self.opened.set_exception(error)
         else:
+            self.max_message_bytes = queue.max_message_bytes
             self.opened.set_result(queue)
 
     def _close_queue(self) -> None:
-        if self.opened.exception() is None:
+        if not self._failed:
             self.opened.result().close()
 
-    def _submit(self, entries: Sequence[dict[str, Any]], done: Callable[[Sequence[Refusal | None]], object]) -> None:
+    def _submit(self, entries: Sequence[dict[str, Any]], done: Callable[[Answers], object]) -> None:
         loop = asyncio.get_running_loop()
         queue = self.opened.result()
 

@@ -17,6 +17,7 @@ GroupId: TypeAlias = str | Callable[[Event[Any]], str | None] | None
 MAX_ATTRIBUTES: Final = 10
 MAX_ID_CHARACTERS: Final = 128
 _ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LEGAL_ASCII: Final = bytes([0x09, 0x0A, 0x0D, *range(0x20, 0x80)])
 _ID: Final = re.compile(f"[!-~]{{1,{MAX_ID_CHARACTERS}}}")
 
 _OWN_HEADERS: Final = ("traceparent",)
@@ -53,8 +54,13 @@ class MessageFormat:
     def __init__(
         self, *, serializer: Serializer | None, group_id: GroupId, attributes: Sequence[str], fifo: bool
     ) -> None:
-        if isinstance(group_id, str) and not _ID.fullmatch(group_id):
-            raise ConfigurationError(f"message_group_id={group_id!r}: {_ID_RULE}")
+        if serializer is not None and not callable(serializer):
+            raise ConfigurationError(f"serializer={serializer!r} cannot be called: pass a function of the event")
+        if group_id is not None and not callable(group_id):
+            try:
+                _checked_id("message_group_id", group_id)
+            except Refused as refused:
+                raise ConfigurationError(f"{refused}; or pass a function of the event") from None
         if isinstance(attributes, str):
             raise ConfigurationError(f"attributes= takes names of headers, not one string: use [{attributes!r}]")
         self._serializer: Callable[[Event[Any]], object] = serializer or Event.to_json
@@ -132,9 +138,11 @@ def _type_attribute(text: str) -> tuple[dict[str, str], int]:
 
 
 def _size(text: str, *part: str) -> int:
+    if text.isascii() and not text.encode().translate(None, _LEGAL_ASCII):  # ten times as fast as the search
+        return len(text)
     if found := _ILLEGAL_CHARACTER.search(text):
         raise Refused(
             f"illegal character U+{ord(found[0]):04X} at position {found.start()} of the {' '.join(part)}: "
             "XML 1.0, and so SQS, has no such character"
         )
-    return len(text) if text.isascii() else len(text.encode())
+    return len(text.encode())

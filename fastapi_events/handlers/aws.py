@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import threading
-import weakref
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -26,7 +26,7 @@ from botocore.exceptions import (
 
 from fastapi_events.errors import ConfigurationError, ForwardError, Rejection
 from fastapi_events.event import Event
-from fastapi_events.handlers._sqs_batches import Delivery, Policy, Refusal
+from fastapi_events.handlers._sqs_batches import Answers, Policy, Refusal
 from fastapi_events.handlers._sqs_connection import Connection
 from fastapi_events.handlers._sqs_message import GroupId, MessageFormat, Refused
 from fastapi_events.handlers.base import BaseEventHandler, as_event
@@ -46,6 +46,8 @@ SLICE: Final = 0.005  # seconds of work after which the event loop gets its turn
 _TRANSIENT_CODES: Final = frozenset(
     {"PriorRequestNotComplete", "RequestLimitExceeded", "RequestTimeout", "RequestTimeoutException", "SlowDown"}
 )
+# Parts of codes about permissions, the queue or its key: of the others, one message of a call may be the cause.
+_LASTING_FOR_ALL: Final = ("AccessDenied", "NonExistentQueue", "QueueDoesNotExist", "Kms", "KMS")
 _NO_ANSWER: Final = Refusal("the answer of SQS does not mention it", again=True)
 
 _making_client = threading.Lock()  # boto3's default session makes one client at a time
@@ -136,8 +138,7 @@ class SQSForwardHandler(BaseEventHandler):
         Raises:
             ConfigurationError: boto3 cannot make a client; it says why.
         """
-        connection = await self._connect()
-        connection.opened.result()
+        await self._connect()
 
     async def stop(self) -> None:
         """Send what still waits on this event loop, then end the threads and close the client.
@@ -167,17 +168,15 @@ class SQSForwardHandler(BaseEventHandler):
         """
         connection = await self._connect()
         batches = connection.batches()
-        max_bytes = connection.opened.result().max_message_bytes
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         slice_end = clock() + SLICE
         count = 0
-        delivery = Delivery()
-        batches.deliveries.add(delivery)
+        delivery = batches.deliver()
         try:
             for event in map(as_event, events):
                 count += 1
                 try:
-                    batches.add(event, self._format.message(event, max_bytes), delivery)
+                    batches.add(event, self._format.message(event, connection.max_message_bytes), delivery)
                 except Refused as refused:
                     delivery.rejected.append(Rejection(event, str(refused)))
                 if clock() > slice_end:
@@ -201,7 +200,7 @@ class SQSForwardHandler(BaseEventHandler):
         connection = self._connection
         if connection is None or not connection.usable:
             connection = self._new_connection()
-        if not connection.opened.done():
+        if not connection.max_message_bytes:
             await asyncio.wrap_future(connection.opened)
         return connection
 
@@ -209,9 +208,7 @@ class SQSForwardHandler(BaseEventHandler):
         with self._lock:
             connection = self._connection
             if connection is None or not connection.usable:
-                connection = self._connection = Connection(self._open_queue, self._policy)
-                # A handler that is dropped without stop() leaves no threads behind.
-                weakref.finalize(self, connection.close)
+                connection = self._connection = Connection(self._open_queue, self._policy, self)
             return connection
 
 
@@ -267,7 +264,7 @@ class _Queue:
         self._client = client
         self._keep_client = keep_client
 
-    def send(self, entries: Sequence[dict[str, Any]]) -> Sequence[Refusal | None]:
+    def send(self, entries: Sequence[dict[str, Any]]) -> Answers:
         try:
             answer = self._client.send_message_batch(QueueUrl=self._url, Entries=entries)
             answers: dict[str, Refusal | None] = {arrived["Id"]: None for arrived in answer.get("Successful", ())}
@@ -292,6 +289,5 @@ def _refusal(error: Exception) -> Refusal:
     details = error.response.get("Error", {})
     code = details.get("Code", "")
     again = status >= 500 or status == 429 or "Throttl" in code or code in _TRANSIENT_CODES
-    # Of the lasting ones, those that are not about permissions or the queue may be about one message.
-    alone = not again and status != 403 and "NonExistentQueue" not in code and "QueueDoesNotExist" not in code
+    alone = not again and status != 403 and not any(part in code for part in _LASTING_FOR_ALL)
     return Refusal(f"{code}: {details.get('Message', '')}", again, alone)

@@ -5,7 +5,7 @@ import json
 import socket
 import struct
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ class FaultProxy:
 
     Attributes:
         calls: how many messages each call had.
+        opened: how often a queue was asked for its attributes.
+        bodies: by connection: the first message of each of its calls.
         hanging: set while a call hangs.
     """
 
@@ -49,6 +51,8 @@ class FaultProxy:
         self.faults: deque[Fault] = deque()
         self.always: Fault | None = None
         self.calls: list[int] = []
+        self.opened = 0
+        self.bodies: defaultdict[object, list[str]] = defaultdict(list)
         self.hanging = threading.Event()
         self.released = threading.Event()
         self.forwarding = threading.Lock()
@@ -114,12 +118,14 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        proxy = self.server.proxy
         if not self.headers.get("X-Amz-Target", "").endswith(".SendMessageBatch"):
+            proxy.opened += 1
             self._answer(*self._forward(request))
             return
-        proxy = self.server.proxy
         with proxy.exchange():
             proxy.calls.append(len(request["Entries"]))
+            proxy.bodies[self.client_address].append(request["Entries"][0]["MessageBody"])
             fault = proxy.faults.popleft() if proxy.faults else proxy.always
             if fault is None:
                 self._answer(*self._forward(request))

@@ -123,6 +123,22 @@ def test_every_event_arrives_or_is_a_dead_letter_with_its_reason(
         check_order(waves, ids, arrived, rejected)
 
 
+@pytest.mark.parametrize(
+    "kind", ["throttled", "forbidden", "unavailable", "hang", "hang after", "reset", "reset after", "slow"]
+)
+async def test_a_call_that_fails_for_now_is_made_again(queue: Queue, proxy: FaultProxy, kind: Any) -> None:
+    proxy.faults.append(Fault(kind, seconds=1.0))
+    handler = SQSForwardHandler(
+        proxy.url(queue.url), endpoint_url=proxy.endpoint, config=IMPATIENT, linger=0.0, **CREDENTIALS
+    )
+
+    await handler.handle(("order.placed", 1))
+    await handler.stop()
+
+    assert proxy.calls == [1, 1]
+    assert {Event.from_json(message["Body"]).payload for message in queue.messages()} == {1}
+
+
 async def test_what_a_drain_gives_up_is_reported_and_not_sent_again(queue: Queue, proxy: FaultProxy) -> None:
     proxy.faults.append(Fault("hang", seconds=0.5))
     dead_letters = Kept()
@@ -131,17 +147,17 @@ async def test_what_a_drain_gives_up_is_reported_and_not_sent_again(queue: Queue
     )
 
     async with EventBus([handler], dead_letters=dead_letters) as bus:
-        for number in range(3):
-            bus.dispatch("order.placed", number)
+        sent = [bus.dispatch("order.placed", number) for number in range(3)]
         async with asyncio.timeout(20):
             while not proxy.hanging.is_set():
                 await asyncio.sleep(0.01)
-        bus.dispatch("order.placed", "lingers")
+        sent.append(bus.dispatch("order.placed", "lingers"))
         report = await bus.drain(timeout=0.1)
         for number in range(3, 6):
             bus.dispatch("order.placed", number)
 
-    assert (len(report.cancelled), len(report.never_started)) == (4, 0)
+    assert {(left.name, left.id) for left in report.cancelled} == {("order.placed", event.id) for event in sent}
+    assert not report.never_started
     assert {letter.payload for letter in dead_letters.events} == {0, 1, 2, "lingers"}
     assert [Event.from_json(message["Body"]).payload for message in queue.messages()] == [3, 4, 5]
 

@@ -1,6 +1,9 @@
 """Events on their way into queues of moto, with the clients that users have."""
 
 import asyncio
+import socket
+import time
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -125,6 +128,41 @@ async def test_an_endpoint_that_is_not_there_is_tried_again_until_the_time_is_ov
     with pytest.raises(ForwardError, match=r"EndpointConnectionError: .* \(attempts: \d+, within 0\.3 s\)"):
         await handler.handle_many([("order.placed", 1)])
     await handler.stop()
+
+
+async def test_a_call_without_answer_is_made_again_after_ten_seconds(queue: Queue, proxy: FaultProxy) -> None:
+    proxy.faults.append(Fault("hang"))
+    handler = SQSForwardHandler(proxy.url(queue.url), endpoint_url=proxy.endpoint, **CREDENTIALS)
+
+    await handler.start()
+    begin = time.monotonic()
+    await handler.handle_many([("order.placed", 1)])
+    took = time.monotonic() - begin
+    await handler.stop()
+
+    assert 10 <= took < 14
+    assert proxy.calls == [1, 1]
+    assert payloads(queue) == [1]
+
+
+async def test_an_endpoint_that_does_not_take_connections_is_given_up_after_three_seconds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with ExitStack() as sockets:
+        silent = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # more than its queue holds
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        handler = SQSForwardHandler(f"{endpoint}/1/events", endpoint_url=endpoint, **CREDENTIALS)
+        begin = time.monotonic()
+        await handler.start()
+        took = time.monotonic() - begin
+        await handler.stop()
+
+    assert "ConnectTimeoutError" in caplog.text
+    assert 3 <= took < 7
 
 
 async def test_boto3s_own_options_are_honoured(queue: Queue, proxy: FaultProxy) -> None:

@@ -14,7 +14,7 @@ import fastapi_events
 from fastapi_events import Event
 from fastapi_events.handlers.aws import SQSForwardHandler
 
-from .moto import CREDENTIALS, MotoServer, Queue
+from .moto import CREDENTIALS, Queue
 from .proxy import Fault, FaultProxy
 
 LIBRARY = Path(fastapi_events.__file__).parent.parent
@@ -41,6 +41,35 @@ async def test_the_event_loop_runs_on_while_the_endpoint_takes_a_second_a_call(q
     assert min(worst) <= LATE
     assert len(queue.messages()) == 45 * len(worst)
     assert sum(proxy.calls) == 45 * len(worst)
+
+
+async def test_one_client_is_made_at_start_and_none_for_an_event(queue: Queue, proxy: FaultProxy) -> None:
+    handler = SQSForwardHandler(proxy.url(queue.url), endpoint_url=proxy.endpoint, **CREDENTIALS)
+
+    await asyncio.gather(*(handler.start() for _ in range(5)))
+    opened = [proxy.opened]  # each client asks once for the queue's attributes
+    await asyncio.gather(*(handler.handle_many([("order.placed", number)]) for number in range(50)))
+    await asyncio.to_thread(asyncio.run, handler.handle_many([("order.placed", 50)]))
+    opened.append(proxy.opened)
+    await handler.stop()
+
+    assert opened == [1, 1]
+    assert len(queue.messages()) == 51
+
+
+async def test_there_are_as_many_connections_as_threads(
+    queue: Queue, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.always = Fault("slow", seconds=0.1)
+    handler = SQSForwardHandler(
+        proxy.url(queue.url), endpoint_url=proxy.endpoint, threads=12, max_batch_size=1, **CREDENTIALS
+    )
+
+    await handler.handle_many([("order.placed", number) for number in range(24)])
+    await handler.stop()
+
+    assert len(proxy.calls) == 24
+    assert "Connection pool is full" not in caplog.text  # what urllib3 says when it has to throw one away
 
 
 async def latest_beat(*, seconds: float) -> float:
@@ -130,15 +159,18 @@ print(codes)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 @pytest.mark.parametrize("client", ["", "given"])
 def test_a_handler_works_on_both_sides_of_a_fork(
-    queue: Queue, moto: MotoServer, client: str, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, proxy: FaultProxy, client: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIENT", client)
 
-    ended = run(FORKING, queue_url=queue.url, endpoint_url=moto.endpoint)
+    ended = run(FORKING, queue_url=proxy.url(queue.url), endpoint_url=proxy.endpoint)
 
     assert (ended.stdout, ended.stderr) == ("[0, 0]\n", "")
     arrived = sorted((event.name, event.payload) for event in map(read, queue.messages()))
     assert arrived == sorted((name, n) for name in ("before", "child0", "child1", "parent") for n in range(25))
+    users = [{Event.from_json(body).name for body in bodies} for bodies in proxy.bodies.values()]
+    assert all(len(names - {"before"}) <= 1 for names in users)  # no two processes share a connection
+    assert all("before" not in names or names <= {"before", "parent"} for names in users)
 
 
 def read(message: dict[str, Any]) -> Event[Any]:
