@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.delivery import Delivery
-from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, dispatch_is_disabled
+from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, check_registry, dispatch_is_disabled
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
@@ -109,6 +109,7 @@ class EventBus(Dispatcher):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
         if headers and not callable(headers):
             check_headers(headers)
+        check_registry("registry", registry)
         try:
             check_text("source", source)
         except PayloadError as error:

@@ -23,7 +23,7 @@ from fastapi_events.scope import Scope, current_event
 if TYPE_CHECKING:
     from fastapi_events.bus import EventBus
 
-__all__ = ["MAX_DEPTH", "BusForDispatch", "DispatchOptions", "Dispatcher", "dispatch_is_disabled"]
+__all__ = ["MAX_DEPTH", "BusForDispatch", "DispatchOptions", "Dispatcher", "check_registry", "dispatch_is_disabled"]
 
 MAX_DEPTH: Final = 32  # of a chain of events that cause one another, unless the bus says otherwise
 DISABLE_DISPATCH: Final = "FASTAPI_EVENTS_DISABLE_DISPATCH"
@@ -169,7 +169,10 @@ class Dispatcher(ABC):
             ChainTooLongError: events cause one another without end.
         """
         target, scope = self._target(bus, middleware_id)
-        registry = target.registry if payload_schema_registry is None else payload_schema_registry
+        registry = target.registry
+        if payload_schema_registry is not None:
+            registry = payload_schema_registry
+            check_registry("payload_schema_registry", registry)
         name, payload, schema = _read(event, payload, event_name, registry)
         state = _state(event, name, schema, target, subject, headers, source)
         serializer = None
@@ -195,6 +198,17 @@ class Dispatcher(ABC):
         if not target.is_suppressed:
             target.accept(accepted, scope, deliver_on or target.deliver_on)
         return accepted
+
+
+def check_registry(keyword: str, registry: object) -> None:
+    """See to it that a registry is one; in 0.12 a dict could be.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if not isinstance(registry, EventPayloadSchemaRegistry):
+        kind = type(registry).__qualname__
+        raise ConfigurationError(f"{keyword}= takes an EventPayloadSchemaRegistry, not {kind}: register models on one")
 
 
 def dispatch_is_disabled() -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "ForwardError",
     "MissingEventNameDuringDispatch",
     "MissingEventNameDuringRegistration",
+    "MissingEventNameError",
     "MultiplePayloadsDetectedDuringDispatch",
     "NoBusError",
     "PayloadError",
@@ -145,6 +146,7 @@ class Unrecoverable(Exception):  # noqa: N818 - it states a fact about the cause
 
 
 FastapiEventError = FastAPIEventsError
+MissingEventNameError = EventNameMissingError
 MissingEventNameDuringDispatch = EventNameMissingError
 MissingEventNameDuringRegistration = EventNameMissingError
 MultiplePayloadsDetectedDuringDispatch = PayloadError

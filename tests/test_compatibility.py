@@ -225,6 +225,8 @@ def test_a_registry_of_ones_own(base):
 def test_the_errors_that_people_catch():
     with pytest.raises(errors.MultiplePayloadsDetectedDuringDispatch):
         dispatch_in_request(CatRequestedAFishEvent(cat_id=CAT), payload={"cat_id": CAT})
+    with pytest.raises(errors.MissingEventNameError):
+        dispatch_in_request(payload={"a": 1})
     with pytest.raises(errors.MissingEventNameDuringDispatch):
         dispatch_in_request(payload={"a": 1})
     with pytest.raises(errors.MissingEventNameDuringRegistration):
