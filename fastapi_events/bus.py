@@ -188,9 +188,9 @@ class EventBus(Dispatcher):
     async def drain(self, timeout: float | None = None) -> DrainReport:
         """Wait until all events that were accepted before, and what they caused, are handled.
 
-        A running request is waited for if it has dispatched events, but not the one that calls this, nor one that
-        waits in a drain itself. What is left at the deadline is cancelled or never starts; it goes to `dead_letters`,
-        else to the log, and to `on_error`.
+        A running request is waited for if it has dispatched events, but not the one that calls this; two requests or
+        subscribers that drain do not wait for each other. What is left at the deadline is cancelled or never starts;
+        it goes to `dead_letters`, else to the log, and to `on_error`.
 
         Args:
             timeout: seconds; by default `drain_timeout`.

@@ -251,8 +251,6 @@ class Line:
         try:
             await self.subscriber.call([item.for_subscriber() for item in items], self._delivery.scope)
         except BaseException as error:
-            if self._ends_worker(error):
-                raise
             failure = error
         await self._conclude((item, None, error) for item, error in _errors_of(items, failure))
 

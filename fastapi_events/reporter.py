@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
@@ -89,10 +90,7 @@ class Reporter:
         _log_lost(given_up, why)
         error = asyncio.CancelledError(why)
         for event, subscriber, attempts in given_up:
-            for hook in self._on_error:
-                result = _call(hook, Failure(event, subscriber, error, attempts))
-                if inspect.iscoroutine(result):
-                    result.close()  # it cannot be awaited
+            _tell_at_once(self._on_error, Failure(event, subscriber, error, attempts))
 
     def retrying(self, event: Event[Any], subscriber: str, error: BaseException, attempt: int) -> None:
         """Report an attempt that failed and will be followed by another."""
@@ -143,10 +141,17 @@ class Reporter:
             logger.error("on_withheld= took too long and was cancelled")
 
     async def _tell_withheld(self, events: Sequence[Event[Any]], awaited: str) -> None:
-        for event in events:
-            logger.info("event %s (%s) is withheld: it waited for the %s", event.name, event.id, awaited)
-            await self._tell(self._on_withheld, event)
-            await asyncio.sleep(0)
+        left = deque(events)
+        try:
+            while left:
+                event = left.popleft()
+                _log_withheld(event, awaited)
+                await self._tell(self._on_withheld, event)
+                await asyncio.sleep(0)
+        finally:  # a drain ends this at its deadline
+            for event in left:
+                _log_withheld(event, awaited)
+                _tell_at_once(self._on_withheld, event)
 
     async def _tell_all(self, given_up: Sequence[GivenUp], error: BaseException) -> None:
         for event, subscriber, attempts in given_up:
@@ -195,6 +200,13 @@ class Reporter:
         return task
 
 
+def _tell_at_once(hooks: Sequence[Callable[[T], object]], what: T) -> None:
+    for hook in hooks:
+        result = _call(hook, what)
+        if inspect.iscoroutine(result):
+            result.close()  # it cannot be awaited
+
+
 def _call(hook: Callable[[T], object], what: T) -> object:
     try:
         return hook(what)
@@ -215,6 +227,10 @@ def _ends_task(error: BaseException) -> bool:
 
 def _several(hooks: Hook[T]) -> tuple[Callable[[T], object], ...]:
     return (hooks,) if callable(hooks) else tuple(hooks)
+
+
+def _log_withheld(event: Event[Any], awaited: str) -> None:
+    logger.info("event %s (%s) is withheld: it waited for the %s", event.name, event.id, awaited)
 
 
 def _log_lost(given_up: Sequence[GivenUp], why: str) -> None:

@@ -5,6 +5,7 @@ import gc
 import inspect
 import json
 import logging
+import random
 import re
 import threading
 import time
@@ -667,7 +668,10 @@ async def test_what_still_lingers_when_the_caller_is_cancelled_is_not_sent_later
     assert client.payloads == [3]
 
 
-async def test_what_waits_for_another_attempt_when_the_caller_is_cancelled_is_not_sent_again() -> None:
+async def test_what_waits_for_another_attempt_when_the_caller_is_cancelled_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)  # the third attempt does not follow at once
     client = FakeSQS(failing(0), failing(0), failing(0), failing(0))
 
     async with forwarding(client, FIFO) as handler:

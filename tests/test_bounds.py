@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -206,6 +206,31 @@ async def test_subscribers_side_by_side_do_not_mix_their_chains():
         await bus.drain()
     assert len(causes) == 20
     assert all(name == f"effect of {cause}" for name, cause in causes.items())
+
+
+async def test_what_a_batch_causes_belongs_to_the_longest_chain_in_it():
+    effects: list[Event[Any]] = []
+    batches: list[list[Event[Any]]] = []
+
+    class Batch:
+        async def handle_many(self, events: Iterable[Event[Any]]) -> None:
+            batches.append(list(events))
+            if len(batches[-1]) == 2:
+                effects.append(dispatch("effect of both"))
+
+    async def chains(event: Event[Any]) -> None:
+        if event.name == "a":
+            kept.append(dispatch("b"))
+
+    kept: list[Event[Any]] = []
+    async with EventBus([Batch(), local(chains)]) as bus:
+        bus.dispatch("a")
+        await bus.drain()
+        async with bus.scope():
+            dispatch("fresh")
+            dispatch(kept[0])  # as from a file, with the chain that it had
+    (effect,) = effects
+    assert effect.headers["causationid"] == kept[0].id
 
 
 @pytest.mark.parametrize("kind", ["async", "sync", "handler", "batch"])

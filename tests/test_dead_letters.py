@@ -258,6 +258,25 @@ async def test_a_dead_letter_handler_that_hangs_does_not_keep_a_drain(stubborn, 
         await asyncio.sleep(0)
 
 
+async def test_a_dead_letter_handler_that_takes_too_long_after_a_deadline_is_ended(caplog):
+    ended: list[str] = []
+
+    class Hanging(BaseEventHandler):
+        async def handle(self, event: Event[object]) -> None:
+            try:
+                await hangs(event)
+            finally:
+                ended.append(event.name)
+
+    async with EventBus([local(hangs)], dead_letters=Hanging()) as bus:
+        bus.dispatch("a")
+        await bus.drain(timeout=1.0)
+        await asyncio.sleep(0)
+        assert ended == ["a"]
+    assert "the dead-letter handler took longer" in caplog.text
+    assert "on_withheld" not in caplog.text
+
+
 async def test_a_dead_letter_handler_that_hangs_on_a_failure_is_ended_by_the_drain(caplog):
     class Hanging(BaseEventHandler):
         async def handle(self, event: Event[object]) -> None:

@@ -434,6 +434,20 @@ async def test_a_hook_of_withheld_events_that_hangs_is_ended_at_the_deadline(cap
 # Stopping, starting, stats
 
 
+async def test_withheld_events_are_told_though_a_drain_has_no_time(caplog):
+    caplog.set_level("INFO", "fastapi_events")
+    told: list[str] = []
+    async with EventBus([local(Slow())], on_withheld=lambda event: told.append(event.name)) as bus:
+        async with bus.scope():
+            for name in "abc":
+                dispatch(name, deliver_on="failure")
+        await bus.drain(timeout=0.0)
+        assert bus.stats().withheld == 3
+    assert told == ["a", "b", "c"]
+    logged = [record.getMessage().split()[1] for record in caplog.records if "withheld:" in record.getMessage()]
+    assert logged == ["a", "b", "c"]
+
+
 async def test_stop_drains_and_is_idempotent():
     slow = Slow()
     bus = EventBus([local(slow)])

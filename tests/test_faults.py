@@ -1,23 +1,29 @@
 """Subscribers, hooks and handlers that do what nobody should: all others get their events, and somebody is told."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import inspect
 import itertools
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from fastapi_events import (
     BaseEventHandler,
+    BusFullError,
+    DrainReport,
     Event,
     EventBus,
     EventHandlerASGIMiddleware,
@@ -27,7 +33,7 @@ from fastapi_events import (
     Retry,
     dispatch,
 )
-from tests.asgi import request
+from tests.asgi import lifespan_of, request
 from tests.virtual_time import VirtualTimeLoop, run
 
 
@@ -282,7 +288,8 @@ async def test_what_a_subscriber_returns_is_nobodys_business(kind, garbage):
         assert bus.stats().delivered == 1
 
 
-async def test_a_subscriber_that_cancels_its_task_and_returns_harms_neither_its_next_event_nor_others():
+@pytest.mark.parametrize("options", [{}, {"timeout": 5.0}], ids=["plain", "timeout"])
+async def test_a_subscriber_that_cancels_its_task_and_returns_harms_neither_its_next_event_nor_others(options):
     names: list[str] = []
 
     async def cancels(event: Event[Any]) -> None:
@@ -292,13 +299,36 @@ async def test_a_subscriber_that_cancels_its_task_and_returns_harms_neither_its_
             cancel_worker()
 
     victim = Victim()
-    async with EventBus([local(cancels, victim)]) as bus:
+    async with EventBus([local(cancels, victim, **options)]) as bus:
         async with bus.scope():
             for name in ("bad", "good", "good"):
                 dispatch(name)
         stats = bus.stats()
     assert names == victim.names == ["bad", "good", "good"]
     assert (stats.delivered, stats.failed) == (6, 0)
+
+
+async def test_the_hooks_of_a_subscriber_that_cancelled_its_task_are_not_cancelled():
+    told: list[str] = []
+
+    class Letters(BaseEventHandler):
+        async def handle(self, event: Event[object]) -> None:
+            await asyncio.sleep(0)
+            told.append("letter")
+
+    async def hook(failure: Failure) -> None:
+        await asyncio.sleep(0)
+        told.append("hook")
+
+    async def cancels_and_raises(event: Event[Any]) -> None:
+        cancel_worker()
+        raise KeyError
+
+    async with EventBus([local(cancels_and_raises)], dead_letters=Letters(), on_error=hook) as bus:
+        async with bus.scope():
+            dispatch("a")
+        assert (bus.stats().dead_lettered, bus.stats().failed) == (1, 0)
+    assert told == ["letter", "hook"]
 
 
 async def test_a_subscriber_that_swallows_its_own_cancellation_succeeds():
@@ -336,6 +366,29 @@ async def test_tasks_that_somebody_cancels_from_outside_lose_nothing():
     assert stats.delivered + stats.failed == 6
     assert len(failures) == stats.failed
     assert stats.pending == 0
+
+
+async def test_a_batch_whose_report_somebody_cancels_is_reported_to_its_end():
+    told: list[str] = []
+
+    class Failing:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            raise OSError("no broker")
+
+    def hook(failure: Failure) -> None:
+        told.append(failure.event.name)
+        time.sleep(0.006)  # so that the loop has its turn before the next one
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    async with EventBus([Failing()], on_error=hook) as bus:
+        async with asyncio.timeout(5):
+            async with bus.scope():
+                for name in "abc":
+                    dispatch(name)
+        assert (bus.stats().failed, bus.stats().pending) == (3, 0)
+    assert told == ["a", "b", "c"]
 
 
 def test_a_subscriber_that_hangs_keeps_nobody_from_their_events():
@@ -414,7 +467,8 @@ async def test_a_payload_that_cannot_be_copied_fails_where_it_is_copied():
 
 
 @pytest.mark.parametrize("exit_", [SystemExit(3), KeyboardInterrupt()], ids=repr)
-def test_an_exit_on_the_loop_ends_it_and_what_is_left_is_logged(exit_, caplog):
+@pytest.mark.parametrize("options", [{}, {"retry": Retry(on=BaseException)}], ids=["plain", "retry"])
+def test_an_exit_on_the_loop_ends_it_and_what_is_left_is_logged(exit_, options, caplog):
     failures: list[Failure] = []
 
     async def exits(event: Event[Any]) -> None:
@@ -422,7 +476,7 @@ def test_an_exit_on_the_loop_ends_it_and_what_is_left_is_logged(exit_, caplog):
         raise exit_
 
     async def main() -> None:
-        async with EventBus([local(exits)], on_error=failures.append) as bus:
+        async with EventBus([local(exits, **options)], on_error=failures.append) as bus:
             buses.append(bus)
             async with bus.scope():
                 dispatch("a")
@@ -434,6 +488,33 @@ def test_an_exit_on_the_loop_ends_it_and_what_is_left_is_logged(exit_, caplog):
     assert [(failure.event.name, failure.attempt) for failure in failures] == [("a", 1), ("b", 0)]
     assert len([record for record in caplog.records if "lost" in record.getMessage()]) == 2
     assert (buses[0].stats().cancelled, buses[0].stats().pending) == (2, 0)
+
+
+@pytest.mark.parametrize("exit_", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_an_exit_in_a_hook_ends_the_loop_and_loses_nothing_silently(exit_, is_async, caplog):
+    async def fails(event: Event[Any]) -> None:
+        raise KeyError
+
+    def hook(failure: Failure) -> None:
+        if not told:
+            told.append(failure.event.name)
+            raise exit_
+
+    async def async_hook(failure: Failure) -> None:
+        hook(failure)
+
+    async def main() -> None:
+        async with bus, bus.scope():
+            dispatch("a")
+            dispatch("b")
+
+    told: list[str] = []
+    bus = EventBus([local(fails)], on_error=async_hook if is_async else hook)
+    with pytest.raises(type(exit_)):
+        asyncio.run(main())
+    assert (bus.stats().failed + bus.stats().cancelled, bus.stats().pending) == (2, 0)
+    assert "event b (" in caplog.text
 
 
 # Loops that end
@@ -465,6 +546,33 @@ def test_the_end_of_a_loop_under_a_delivery_is_told(caplog):
     assert caplog.text.count("its event loop ended") == 2
 
 
+def test_the_end_of_a_loop_between_two_events_of_a_delivery_is_told(caplog):
+    started: list[str] = []
+
+    async def blocks(event: Event[Any]) -> None:
+        started.append(event.name)
+        time.sleep(0.006)  # noqa: ASYNC251 - so that the loop has its turn before the next one
+
+    async def block() -> None:
+        async with bus.scope():
+            for name in "abcde":
+                dispatch(name)
+
+    async def main() -> None:
+        await bus.ensure_open()
+        task = asyncio.create_task(block())
+        while not started:
+            await asyncio.sleep(0)
+        assert not task.done()
+
+    bus = EventBus([local(blocks)])
+    asyncio.run(main())
+    left = 5 - len(started)
+    assert left > 0
+    assert (bus.stats().delivered, bus.stats().cancelled, bus.stats().pending) == (len(started), left, 0)
+    assert caplog.text.count("its event loop ended") == left
+
+
 def test_a_loop_that_is_thrown_away_under_a_delivery_is_told(caplog):
     failures: list[Failure] = []
     bus = EventBus([local(hangs)], on_error=failures.append)
@@ -477,6 +585,68 @@ def test_a_loop_that_is_thrown_away_under_a_delivery_is_told(caplog):
     gc.collect()
     assert sorted(failure.event.name for failure in failures) == ["a", "b"]
     assert caplog.text.count("its event loop ended") == 2
+
+
+async def test_the_age_of_what_waits_for_the_end_of_its_scope_is_known():
+    async with EventBus([local(Victim())]) as bus:
+        async with bus.scope():
+            dispatch("a")
+            assert bus.stats().oldest_age > 0.0
+        assert bus.stats().oldest_age == 0.0
+
+
+def test_what_has_only_just_come_and_what_waits_behind_one_that_was_given_up_is_known():
+    let_go = asyncio.Event()
+
+    async def stubborn(event: Event[Any]) -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    async def main() -> None:
+        async with EventBus([local(stubborn)]) as bus:
+            async with bus.scope():
+                event = dispatch("a", deliver_on="now")
+                assert bus.stats().oldest_age > 0.0
+                assert [left.id for left in bus.unfinished()] == [event.id]
+                await asyncio.sleep(1.0)
+                assert len((await bus.drain(timeout=0.0)).cancelled) == 1
+                assert (bus.stats().pending, bus.stats().oldest_age) == (0, 0.0)
+                event = dispatch("b", deliver_on="now")
+                await asyncio.sleep(1.0)
+                assert (bus.stats().pending, bus.stats().oldest_age > 0.0) == (1, True)
+                assert [left.id for left in bus.unfinished()] == [event.id]
+                let_go.set()
+            assert bus.stats().delivered == 1
+
+    run(main())
+
+
+def test_a_subscriber_that_survives_the_end_of_its_loop_is_given_no_further_event(caplog):
+    started: list[str] = []
+
+    async def survives(event: Event[Any]) -> None:
+        started.append(event.name)
+        with contextlib.suppress(asyncio.CancelledError):
+            await hangs(event)
+
+    async def main() -> None:
+        await bus.ensure_open()
+        block = asyncio.create_task(in_block())
+        while not started:
+            await asyncio.sleep(0)
+        assert not block.done()
+
+    async def in_block() -> None:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+
+    bus = EventBus([local(survives)])
+    asyncio.run(main())
+    assert started == ["a"]
+    assert (bus.stats().delivered, bus.stats().cancelled, bus.stats().pending) == (1, 1, 0)
+    assert caplog.text.count("its event loop ended") == 1
 
 
 # Hooks
@@ -548,6 +718,40 @@ async def test_a_hook_that_fails_is_logged_and_all_goes_on(hook, caplog):
         assert "the hook" in caplog.text
 
 
+async def test_a_hook_that_raises_a_cancellation_of_its_own_keeps_no_other_hook_from_being_told():
+    told: list[str] = []
+
+    async def fails(event: Event[Any]) -> None:
+        raise KeyError
+
+    hooks = [hook_cancelled, lambda failure: told.append(failure.event.name)]
+    async with EventBus([local(fails)], on_error=hooks) as bus:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+    assert told == ["a", "b"]
+
+
+async def test_a_hook_that_cancels_its_task_keeps_none_of_a_batch_from_being_told():
+    told: list[str] = []
+
+    class Failing:
+        async def handle_many(self, events: Iterable[Event[object]]) -> None:
+            raise OSError("no broker")
+
+    async def hook(failure: Failure) -> None:
+        told.append(failure.event.name)
+        await hook_cancels(failure)
+
+    async with EventBus([Failing()], on_error=hook) as bus:
+        async with asyncio.timeout(5):
+            async with bus.scope():
+                for name in "abc":
+                    dispatch(name)
+        assert (bus.stats().failed, bus.stats().pending) == (3, 0)
+    assert told == ["a", "b", "c"]
+
+
 def test_a_hook_that_hangs_keeps_nobody_but_its_own_subscriber():
     victim = Victim()
 
@@ -574,6 +778,16 @@ def test_a_hook_that_hangs_keeps_nobody_but_its_own_subscriber():
 
 
 # A full bus, and late appends
+
+
+async def test_names_without_end_that_nobody_listens_to_do_not_fill_the_log(caplog):
+    caplog.set_level(logging.INFO, "fastapi_events")
+    async with EventBus([]) as bus:
+        async with bus.scope():
+            for number in range(3000):
+                dispatch(f"user.{number}.seen")
+        assert bus.stats().unheard == 3000
+    assert len(caplog.records) == 1000
 
 
 async def test_a_full_bus_hurts_only_the_one_that_dispatches():
@@ -620,6 +834,285 @@ async def test_late_appends_from_threads_to_a_closing_scope_lose_and_double_noth
     finally:
         sys.setswitchinterval(switch)
     assert sorted(received) == list(range(1200))
+
+
+def switching(frame: types.FrameType, event: str, argument: object) -> Any:
+    """Let other threads run at every line that takes an event or ends a scope."""
+    if frame.f_globals["__name__"] not in ("fastapi_events.bus", "fastapi_events.ledger"):
+        return None
+    time.sleep(1e-6)
+    return switching
+
+
+@contextlib.contextmanager
+def switching_at_every_line() -> Iterator[None]:
+    before = sys.gettrace()
+    sys.settrace(switching)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("slowly", [False, True], ids=["at once", "line by line"])
+async def test_wherever_a_scope_closes_between_two_lines_of_a_dispatch_nothing_is_lost(slowly):
+    received: list[int] = []
+    sent = itertools.count()
+
+    async def subscriber(event: Event[Any]) -> None:
+        received.append(event.payload)
+
+    def append() -> None:
+        with switching_at_every_line():
+            while not closed.is_set():
+                dispatch("a", next(sent))
+
+    async with EventBus([local(subscriber)]) as bus:
+        for _ in range(30):
+            closed = threading.Event()
+            block = bus.scope()
+            await block.__aenter__()
+            threads = [asyncio.create_task(asyncio.to_thread(append)) for _ in range(2)]
+            await until(lambda: bus.stats().pending)
+            with switching_at_every_line() if slowly else contextlib.nullcontext():
+                await block.__aexit__(None, None, None)
+            closed.set()
+            await asyncio.gather(*threads)
+            await bus.drain()
+        dispatched = next(sent)
+        assert (bus.stats().delivered, bus.stats().pending) == (dispatched, 0)
+    assert sorted(received) == list(range(dispatched))
+
+
+async def test_wherever_threads_meet_a_bus_takes_no_more_than_it_may():
+    def dispatch_all(bus: EventBus) -> int:
+        accepted = 0
+        with switching_at_every_line():
+            for _ in range(2):
+                with contextlib.suppress(BusFullError):
+                    bus.dispatch("a")
+                    accepted += 1
+        return accepted
+
+    accepted: list[int] = []
+    for _ in range(30):  # two seldom come to the last place at once
+        async with EventBus([local(hangs)], max_pending=3) as bus:
+            counts = await asyncio.gather(*(asyncio.to_thread(dispatch_all, bus) for _ in range(4)))
+            accepted.append(sum(counts))
+            assert (bus.stats().pending, bus.stats().refused) == (accepted[-1], 8 - accepted[-1])
+            await bus.drain(timeout=0.0)
+    assert accepted == [3] * 30
+
+
+# Shutdown
+
+
+def test_what_is_caused_while_a_bus_stops_is_delivered():
+    ended: list[str] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(event.payload)
+        ended.append(event.name)
+        if event.name == "meanwhile":
+            dispatch("effect", 1.0)
+
+    async def main() -> None:
+        async with EventBus([local(subscriber)]) as bus:
+            bus.dispatch("before", 1.0)
+            asyncio.get_running_loop().call_later(0.5, bus.dispatch, "meanwhile", 2.0)
+            report = await bus.stop()
+        assert report == DrainReport(delivered=3)
+
+    run(main())
+    assert ended == ["before", "meanwhile", "effect"]
+
+
+def test_a_stop_takes_no_longer_than_it_may_and_tells_all_that_it_gave_up():
+    async def main() -> None:
+        async with EventBus([local(hangs)]) as bus:
+            first = bus.dispatch("a")
+            later: list[Event[Any]] = []
+            asyncio.get_running_loop().call_later(1.0, lambda: later.append(bus.dispatch("b")))
+            report = await bus.stop(timeout=3.0)
+            assert asyncio.get_running_loop().time() == 3.0
+            assert [left.id for left in report.cancelled] == [first.id, later[0].id]
+
+    run(main())
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 2000.0}], ids=["plain", "timeout"])
+def test_a_subscriber_that_takes_its_cancellation_back_is_given_no_further_event(options):
+    started: list[str] = []
+
+    async def takes_it_back(event: Event[Any]) -> None:
+        started.append(event.name)
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await asyncio.sleep(1000.0)
+        except asyncio.CancelledError:
+            task.uncancel()
+
+    async def main() -> None:
+        async def block() -> None:
+            async with bus.scope():
+                dispatch("a")
+                dispatch("b")
+
+        async with EventBus([local(takes_it_back, **options)]) as bus:
+            task = asyncio.create_task(block())
+            await asyncio.sleep(1.0)
+            report = await bus.drain(timeout=1.0)
+            await task
+        assert (report.delivered, [left.name for left in report.never_started]) == (1, ["b"])
+
+    run(main())
+    assert started == ["a"]
+
+
+def test_a_drain_that_ends_leaves_another_one_its_failures():
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(event.payload)
+        if event.name == "fails":
+            raise KeyError
+
+    async def main() -> None:
+        async with EventBus([local(subscriber)]) as bus:
+            bus.dispatch("ends", 1.0)
+            first = asyncio.create_task(bus.drain())
+            await asyncio.sleep(0.5)
+            bus.dispatch("fails", 2.0)
+            second = await bus.drain()
+            assert ((await first).failed, [failed.name for failed in second.failed]) == ((), ["fails"])
+
+    run(main())
+
+
+def test_drains_within_blocks_do_not_wait_for_each_other():
+    ends: list[tuple[str, float]] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(event.payload)
+
+    async def main() -> None:
+        async with EventBus([local(subscriber)]) as bus:
+
+            async def block(name: str, seconds: float) -> None:
+                async with bus.scope():
+                    dispatch("a", 0.0)
+                    await asyncio.sleep(seconds)
+                    await bus.drain(timeout=60.0)
+                    ends.append((name, asyncio.get_running_loop().time()))
+
+            blocks = asyncio.gather(block("first", 1.0), block("second", 2.0))
+            await asyncio.sleep(1.5)
+            bus.dispatch("slow", 10.0)  # for which only the second drain waits
+            await blocks
+
+    run(main())
+    assert ends == [("first", 2.0), ("second", 11.5)]
+
+
+@pytest.mark.parametrize("kind", ["block", "subscriber"])
+def test_a_drain_from_outside_waits_for_what_waits_in_a_drain(kind):
+    ended: list[str] = []
+
+    async def main() -> None:
+        async def drains_and_goes_on() -> None:
+            await bus.drain(timeout=60.0)
+            await asyncio.sleep(1.0)
+            ended.append("inside")
+
+        async def subscriber(event: Event[Any]) -> None:
+            if event.name == "drains":
+                await drains_and_goes_on()
+            else:
+                await asyncio.sleep(event.payload)
+                ended.append(event.name)
+
+        async def block() -> None:
+            async with bus.scope():
+                dispatch("in block", 0.5)
+                await drains_and_goes_on()
+
+        async with EventBus([local(subscriber)]) as bus:
+            bus.dispatch("slow", 1.0)
+            task = asyncio.create_task(block() if kind == "block" else asyncio.sleep(0.0))
+            for _ in range(0 if kind == "block" else 8):
+                bus.dispatch("drains")
+            await asyncio.sleep(0.5)
+            report = await bus.drain(timeout=60.0)
+            assert report.complete
+            assert ended == ["slow", *(["inside", "in block"] if kind == "block" else ["inside"] * 8)]
+            await task
+
+    run(main())
+
+
+async def test_a_shutdown_delivers_before_the_application_closes_what_subscribers_use():
+    order: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        yield
+        order.append("closed")
+        app_.bus.dispatch("late")
+
+    async def subscriber(event: Event[Any]) -> None:
+        await asyncio.sleep(0.01)
+        order.append(event.name)
+
+    app_ = EventHandlerASGIMiddleware(Starlette(lifespan=lifespan), [local(subscriber)])
+    async with lifespan_of(app_):
+        app_.bus.dispatch("before")
+    assert order == ["before", "closed", "late"]
+
+
+async def test_a_drain_leaves_what_goes_on_on_other_loops_alone():
+    let_go = threading.Event()
+    begun: list[str] = []
+
+    async def until_let_go(what: str) -> None:
+        begun.append(what)
+        while not let_go.is_set():
+            await asyncio.sleep(0.001)
+
+    async def subscriber(event: Event[Any]) -> None:
+        await until_let_go(event.name)
+
+    async def hook(event: Event[Any]) -> None:
+        await until_let_go(event.name)
+
+    async def elsewhere() -> None:
+        async with bus.scope():
+            dispatch("withheld", deliver_on="failure")
+            dispatch("delivered")
+        await until(lambda: bus.stats().delivered == 1)
+
+    async with EventBus([local(subscriber)], on_withheld=hook) as bus:
+        thread = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere()))
+        await until(lambda: len(begun) == 2)
+        async with asyncio.timeout(5):
+            report = await bus.drain(timeout=60.0)
+        assert not let_go.is_set()
+        let_go.set()
+        await thread
+        assert (report, bus.stats().delivered) == (DrainReport(delivered=0), 1)
+
+
+def test_what_was_kept_until_the_start_is_delivered_once_however_often_the_bus_starts():
+    victim = Victim()
+
+    async def main() -> None:
+        bus = EventBus([local(victim)])
+        bus.dispatch("early")
+        for _ in range(3):
+            async with bus:
+                await bus.drain()
+        assert (bus.stats().delivered, bus.stats().pending) == (1, 0)
+
+    run(main())
+    assert victim.names == ["early"]
 
 
 # Handlers

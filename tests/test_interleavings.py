@@ -1,12 +1,14 @@
-"""Whatever comes together: requests, chains, failures, attempts, time limits, cancellations and drains, on virtual time.
+"""Whatever comes together: requests, blocks, chains, failures, attempts, time limits, cancellations, drains and stops.
 
-Hypothesis makes up a `Story`; it is played on an event loop whose clock jumps; then every event must be accounted for.
+Hypothesis makes up a `Story`; it is played on virtual time, an event loop whose clock jumps; then every event
+must be accounted for.
 """
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from fastapi_events import (
     EventHandlerASGIMiddleware,
     Failure,
     LocalHandler,
+    NoBusError,
     Retry,
     Unrecoverable,
     dispatch,
@@ -61,9 +64,16 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """The bus is stopped, within these seconds; a later request starts it again."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Story:
     actors: tuple[Actor, ...]
-    steps: tuple[tuple[float, str | Request | int], ...]  # after a sleep: an event outside, a request, a drain
+    steps: tuple[tuple[float, str | Request | int | Stop], ...]  # after a sleep: an event outside, a request, a drain
     letters: str
     max_pending: int | None
     last_drain: float
@@ -78,6 +88,7 @@ acts = st.builds(
         [
             "return", "return", "return", "raise", "fatal", "cancelled", "cancel itself", "cancel and return",
             "unrecoverable", "hang", "chain", "chain", "chain and raise", "stubborn", "chain when cancelled",
+            "block", "block that fails", "drain",
         ]
     ),
 )  # fmt: skip
@@ -101,9 +112,11 @@ requests = st.builds(
 stories = st.builds(
     Story,
     st.lists(actors, min_size=1, max_size=3).map(tuple),
-    st.lists(st.tuples(naps, names | requests | requests | st.sampled_from([0, 1, 4])), min_size=1, max_size=6).map(
-        tuple
-    ),
+    st.lists(
+        st.tuples(naps, names | requests | requests | st.sampled_from([0, 1, 4, Stop(0.0), Stop(3.0)])),
+        min_size=1,
+        max_size=6,
+    ).map(tuple),
     st.sampled_from(["none", "kept", "refused", "late"]),
     st.sampled_from([None, None, 1, 4]),
     st.sampled_from([0.0, 2.0, 60.0]),
@@ -144,22 +157,27 @@ class Play:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.sent: dict[str, str] = {}  # names by the ids of events that were accepted
-        self.blocks: dict[str, object] = {}  # the scope of an event that no other one caused
-        self.backlogs: dict[int, list[str]] = {}  # of requests
+        self.places: dict[str, object] = {}  # the scopes of events, by their ids
+        self.waits: dict[str, tuple[object, str]] = {}  # the scope whose end an event waits for, and which end
+        self.ends: dict[object, str] = {}  # success or failure, of scopes that have ended
+        self.orders: dict[tuple[object, bool], list[str]] = {}  # by scope, and whether they wait for its end
         self.refused = 0
+        self.late = 0  # events that a stopped bus did not take
+        self.wrong: list[str] = []  # what should not have been seen
         self.starts: list[Pair] = []
         self.succeeded: list[Pair] = []
         self.stubborn: set[Pair] = set()
         self.running: Counter[tuple[str, object]] = Counter()
-        self.crowded: list[str] = []
+        self.first_ended: set[Pair] = set()  # whose first attempt has ended
+        self.returned: dict[int, set[Pair]] = {}  # the same when the call of a request ended
         self.withheld: list[str] = []
         self.failures: list[Failure] = []
         self.reports: list[DrainReport] = []
-        self.raised: list[object] = []
         self.letters = Letters(story.letters)
         self.errors: list[dict[str, Any]] = []
         self.actors: dict[str, Actor] = {}  # by the names of subscribers
         self.left: set[asyncio.Task[Any]] = set()
+        self.tasks: list[asyncio.Task[None]] = []
         self.bus = EventBus(
             [*self._handlers()],
             max_pending=story.max_pending,
@@ -205,39 +223,67 @@ class Play:
 
     # What goes on
 
-    def send(self, name: str, **options: Any) -> str | None:
-        """Dispatch an event and remember it if it was accepted."""
+    def send(self, name: str, place: object = None, causes: Iterable[str] = (), **options: Any) -> str | None:
+        """Dispatch an event and remember it if it was accepted, with the scope that it belongs to."""
+        deliver_on = options.get("deliver_on", "now")
         try:
             event = dispatch(name, **options)
         except BusFullError:
             self.refused += 1
+            if causes or self.bus.stats().pending < (self.story.max_pending or 0):
+                self.wrong.append(f"{name} was refused, by a bus that is not full or by a subscriber's")
             return None
+        except NoBusError:
+            self.late += 1
+            if deliver_on != "now":
+                self.wrong.append(f"{name} came too late for its scope, which is open")
+            return None
+        if not causes and self.bus.stats().pending > (self.story.max_pending or math.inf):
+            self.wrong.append(f"{name} was taken by a full bus")
+        if causes and event.headers["causationid"] not in causes:
+            self.wrong.append(f"{name} tells of another cause")
         self.sent[event.id] = name
+        # what an event causes is delivered in the same scope, unless a block was opened for it
+        self.places[event.id] = event.id if place is None else place
+        if deliver_on != "now":
+            self.waits[event.id] = (place, deliver_on)
+        self.orders.setdefault((self.places[event.id], deliver_on == "now"), []).append(event.id)
         return event.id
 
     async def act(self, subscriber: str, actor: Actor, events: list[Event[Any]]) -> None:
         pairs = [(subscriber, event.id) for event in events]
-        # events that one another caused are delivered in the scope of the first
-        places = {(subscriber, self.blocks.get(root, root)) for root in map(_root, events)}
+        places = {(subscriber, self.places[event.id]) for event in events}
         for pair in pairs:
             self.starts.append(pair)
+            if pair[1] in self.waits and self.waits[pair[1]][0] not in self.ends:
+                self.wrong.append(f"{pair} began before the end of its scope")
         for place in places:
             self.running[place] += 1
             if self.running[place] > (actor.concurrency if actor.kind == "function" else 1):
-                self.crowded.append(f"{place}")
+                self.wrong.append(f"too many at once: {place}")
+        unwilling = False
+
+        def does_not_give_in() -> None:  # a drain gives it up, and does not wait for it
+            nonlocal unwilling
+            unwilling = True
+            self.running.subtract(places)
+            self.stubborn.update(pairs)
+
         try:
-            await self._act(actor.acts[len(self.starts) % len(actor.acts)], pairs, places)
+            await self._act(actor.acts[len(self.starts) % len(actor.acts)], events, does_not_give_in)
             self.succeeded.extend(pairs)
         finally:
-            # one that a drain gave up, and that does not give in, is not waited for
-            for place in places if self.stubborn.isdisjoint(pairs) else ():
-                self.running[place] -= 1
+            self.first_ended.update(pairs)
+            if not unwilling:
+                self.running.subtract(places)
 
-    async def _act(self, act: Act, pairs: list[Pair], places: set[tuple[str, object]]) -> None:
+    async def _act(self, act: Act, events: list[Event[Any]], does_not_give_in: Callable[[], None]) -> None:
         for seconds in act.sleeps:
             await asyncio.sleep(seconds)
         task = asyncio.current_task()
         assert task is not None
+        ids = [event.id for event in events]
+        place = self.places[ids[0]]
         match act.end:
             case "raise":
                 raise KeyError
@@ -255,39 +301,63 @@ class Play:
             case "hang":
                 await asyncio.get_running_loop().create_future()
             case "chain":
-                self.send("c")
+                self.send("c", place, ids)
             case "chain and raise":
-                self.send("b")
+                self.send("b", place, ids)
                 raise KeyError
+            case "block":
+                await self._block(ids, None, does_not_give_in)
+            case "block that fails":
+                await self._block(ids, KeyError(), does_not_give_in)
+            case "drain":
+                drain = asyncio.create_task(self._drain(1.0))
+                self.tasks.append(drain)
+                await asyncio.shield(drain)
             case "stubborn":
                 try:
                     await asyncio.sleep(1000.0)
                 except asyncio.CancelledError:
-                    self.stubborn.update(pairs)
-                    for place in places:
-                        self.running[place] -= 1
+                    does_not_give_in()
                     await asyncio.sleep(3.0)
             case "chain when cancelled":
                 try:
                     await asyncio.sleep(1000.0)
                 finally:
-                    self.send("a")
+                    self.send("a", place, ids)
+
+    async def _block(self, ids: list[str], error: Exception | None, does_not_give_in: Callable[[], None]) -> None:
+        place = object()
+        async with self.bus.scope():
+            try:
+                for name, deliver_on in [("a", "success"), ("b", "failure"), ("c", "completion")]:
+                    self.send(name, place, ids, deliver_on=deliver_on)
+                    await asyncio.sleep(0.5)
+                if error is not None:
+                    raise error
+            except asyncio.CancelledError:
+                does_not_give_in()  # before the first attempts at the events of the block have ended
+                self.ends[place] = "failure"
+                raise
+            except BaseException:
+                self.ends[place] = "failure"
+                raise
+            self.ends[place] = "success"
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         number: int = scope["number"]
         asked: Request = scope["request"]
-        backlog = self.backlogs[number] = []
-        for name, deliver_on, seconds in asked.dispatches:
-            await asyncio.sleep(seconds)
-            id_ = self.send(name, deliver_on=deliver_on)
-            if id_ is not None:
-                self.blocks[id_] = number
-                if deliver_on != "now":
-                    backlog.append(id_)
-        if asked.end == "raise":
-            raise RequestError
-        await send({"type": "http.response.start", "status": int(asked.end), "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            for name, deliver_on, seconds in asked.dispatches:
+                await asyncio.sleep(seconds)
+                self.send(name, number, deliver_on=deliver_on)
+            if asked.end == "raise":
+                raise RequestError
+            await send({"type": "http.response.start", "status": int(asked.end), "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        except BaseException:
+            self.ends[number] = "failure"
+            raise
+        self.ends[number] = "success" if asked.end == "200" else "failure"
 
     async def _request(self, number: int, asked: Request) -> None:
         async def nothing(message: Any = None) -> Any:
@@ -298,36 +368,42 @@ class Play:
             await asyncio.sleep(asked.cancelled_after)
             call.cancel()
         await asyncio.wait({call})
-        expected = {"raise": RequestError}.get(asked.end)
         if call.cancelled():
             assert asked.cancelled_after is not None
-        elif call.exception() is not None and not isinstance(call.exception(), expected or ()):
-            self.raised.append(call.exception())
+            return
+        if type(call.exception()) is not (RequestError if asked.end == "raise" else type(None)):
+            self.wrong.append(f"out of the application came {call.exception()!r}")
+        self.returned[number] = set(self.first_ended)
 
-    async def _drain(self, seconds: float) -> None:
-        self.reports.append(await self.bus.drain(timeout=seconds))
+    async def _drain(self, step: float | Stop) -> None:
+        if isinstance(step, Stop):
+            self.reports.append(await self.bus.stop(step.seconds))
+        else:
+            self.reports.append(await self.bus.drain(timeout=step))
 
     async def play(self) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         before = asyncio.all_tasks()
-        tasks: list[asyncio.Task[None]] = []
         async with self.bus:
             for number, (seconds, step) in enumerate(self.story.steps):
                 await asyncio.sleep(seconds)
                 if isinstance(step, Request):
-                    tasks.append(asyncio.create_task(self._request(number, step)))
+                    self.tasks.append(asyncio.create_task(self._request(number, step)))
                 elif isinstance(step, str):
                     self.send(step, bus=self.bus)
                 else:
-                    tasks.append(asyncio.create_task(self._drain(step)))
+                    self.tasks.append(asyncio.create_task(self._drain(step)))
             await asyncio.sleep(50.0)  # by then no application dispatches any more
             self.reports.append(await self.bus.stop(self.story.last_drain))
         for _ in range(FINAL_DRAINS):  # what subscribers dispatched while they were cut off
             self.reports.append(await self.bus.drain(timeout=5.0))
+        began = loop.time()
+        if await self.bus.drain() != DrainReport(delivered=0) or loop.time() > began:
+            self.wrong.append("a drain found something where nothing is left")
         await asyncio.sleep(5000.0)
         self.left = asyncio.all_tasks() - before
-        for task in tasks:
+        for task in self.tasks:
             task.result()
 
     # What must be so
@@ -356,12 +432,18 @@ class Play:
         assert stats.refused == self.refused
         assert stats.delivered == len(succeeded)
         assert stats.failed + stats.dead_lettered + stats.cancelled == len(told)
-        assert stats.pending == 0
-        if self.story.letters in ("kept", "late"):
-            assert stats.dead_lettered == len(self.letters.pairs) or self.story.letters == "late"
+        assert (stats.pending, stats.oldest_age) == (0, 0.0)
+        if self.story.letters == "kept":
+            assert Counter(self.letters.pairs) == Counter(told)
+            assert stats.dead_lettered == len(told)
+        elif self.story.letters == "late":
             assert Counter(self.letters.pairs) <= Counter(told)
         else:
-            assert stats.dead_lettered == 0
+            assert (stats.dead_lettered, stats.cancelled) == (0, len(given_up))
+        # the outcome that an event waited for came, or it was withheld, or given up before
+        vain = {id_ for id_, (place, end) in self.waits.items() if end not in ("completion", self.ends[place])}
+        assert vain >= set(self.withheld)
+        assert vain.isdisjoint(id_ for _, id_ in self.starts)
         # what never started was not seen, and what was started not more often than allowed
         starts = Counter(self.starts)
         assert not [pair for report in self.reports for pair in _pairs(report, started=False) if starts[pair]]
@@ -369,21 +451,23 @@ class Play:
             assert starts[subscriber, id_] <= max(1, self.actors[subscriber].attempts)
         for failure in self.failures:
             assert failure.attempt == starts[failure.subscriber, failure.event.id]
+        again = sum(starts.values()) - len(starts)
+        assert again <= stats.retried <= again + len(given_up)  # which may be while they wait
         # in order, and not too many at once
-        assert self.crowded == []
         first = {pair: index for index, pair in reversed([*enumerate(self.starts)])}
         for subscriber, actor in self.actors.items():
-            for backlog in self.backlogs.values() if actor.concurrency == 1 or actor.kind != "function" else ():
-                order = [first[subscriber, id_] for id_ in backlog if (subscriber, id_) in first]
+            for ids in self.orders.values() if actor.concurrency == 1 or actor.kind != "function" else ():
+                order = [first[subscriber, id_] for id_ in ids if (subscriber, id_) in first]
                 assert order == sorted(order)
+        # the call of a request ended after the first attempts at its events, unless they were given up
+        for number, ended in self.returned.items():
+            for subscriber, id_ in expected:
+                waits = self.waits.get(id_, (None, ""))[0] == number and self.actors[subscriber].attempts < 2
+                assert not waits or (subscriber, id_) in ended or (subscriber, id_) in given_up
         # nothing came out of the application but its own, and nothing is left
-        assert self.raised == []
+        assert self.wrong == []
         assert self.errors == []
         assert self.left == set()
-
-
-def _root(event: Event[Any]) -> str:
-    return event.headers.get("correlationid", event.id)
 
 
 def _pairs(report: DrainReport, *, started: bool = True) -> list[Pair]:
@@ -401,7 +485,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(stories)
 def test_every_event_is_accounted_for(story):
     async def main() -> Play:

@@ -1,6 +1,7 @@
 """Which outcome events wait for: how a request or block ended, who says what they wait for, what is withheld."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 from fastapi_events import (
     BaseEventHandler,
     ConfigurationError,
+    DrainReport,
     Event,
     EventBus,
     EventHandlerASGIMiddleware,
@@ -221,6 +223,17 @@ async def test_events_keep_their_order_around_those_withheld():
     assert recorder.names == ["0", "1", "3", "4", "6", "7"]
 
 
+async def test_what_an_event_waited_for_that_was_given_up_means_nothing_to_the_next_one():
+    recorder = Recorder()
+    async with EventBus([recorder]) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="failure")
+            report = await _drain_outside(bus, timeout=0.0)
+            dispatch("b")
+    assert [left.name for left in report.never_started] == ["a"]
+    assert recorder.names == ["b"]
+
+
 # What is withheld
 
 
@@ -262,6 +275,36 @@ async def test_a_drain_waits_for_what_a_hook_of_withheld_events_dispatches():
     assert report.delivered == 1
 
 
+async def test_a_drain_that_waits_for_a_block_ends_with_it_though_all_is_withheld():
+    async with EventBus([Recorder()]) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="failure")
+            drain = asyncio.create_task(_drain_outside(bus))
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(2):
+            assert await drain == DrainReport(delivered=0)
+
+
+async def test_a_drain_waits_for_the_hooks_of_what_is_withheld_meanwhile():
+    told: list[str] = []
+
+    async def hook(event: Event[Any]) -> None:
+        await asyncio.sleep(0.02)
+        told.append(event.name)
+
+    async with EventBus([Recorder()], on_withheld=hook) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="failure")
+            drain = asyncio.create_task(_drain_outside(bus))
+            await asyncio.sleep(0.01)
+        await drain
+        assert told == ["a"]
+
+
+async def _drain_outside(bus: EventBus, **options: float) -> DrainReport:
+    return await asyncio.get_running_loop().create_task(bus.drain(**options), context=contextvars.Context())
+
+
 async def test_a_hook_that_drains_does_not_wait_for_itself():
     reports: list[bool] = []
 
@@ -274,6 +317,27 @@ async def test_a_hook_that_drains_does_not_wait_for_itself():
         async with asyncio.timeout(2):
             await bus.drain()
     assert reports == [True]
+
+
+async def test_a_hook_that_hangs_is_ended_by_a_drain():
+    begun: list[str] = []
+    ended: list[str] = []
+
+    async def hook(event: Event[Any]) -> None:
+        begun.append(event.name)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(event.name)
+
+    async with EventBus([Recorder()], on_withheld=hook) as bus:
+        async with bus.scope():
+            dispatch("a", deliver_on="failure")
+            dispatch("b", deliver_on="failure")
+        await bus.drain(timeout=0.01)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert begun == ended == ["a"]
 
 
 async def test_many_withheld_events_make_one_task():
@@ -292,3 +356,30 @@ async def test_many_withheld_events_make_one_task():
         await bus.drain()
     assert told == 1000
     assert most == 1
+
+
+async def test_hooks_of_many_withheld_events_leave_the_loop_time_for_other_things():
+    told = most = 0
+
+    def hook(event: Event[Any]) -> None:
+        nonlocal told
+        told += 1
+
+    async with EventBus([Recorder()], on_withheld=hook) as bus:
+        async with bus.scope():
+            for _ in range(200):
+                dispatch("a", deliver_on="failure")
+        while told < 200:
+            before = told
+            await asyncio.sleep(0)
+            most = max(most, told - before)
+    assert most < 20
+
+
+async def test_what_is_withheld_is_logged_where_there_is_no_hook_too(caplog):
+    caplog.set_level(logging.INFO, "fastapi_events")
+    async with EventBus([Recorder()]) as bus:
+        async with bus.scope():
+            event = dispatch("a", deliver_on="failure")
+        await bus.drain()
+    assert [event.id in record.getMessage() for record in caplog.records] == [True]

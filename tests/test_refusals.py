@@ -190,7 +190,9 @@ def test_a_handler_instead_of_a_list_is_refused():
 
 
 def test_a_dict_instead_of_a_registry_is_refused():
-    with pytest.raises(ConfigurationError, match="registry= takes an EventPayloadSchemaRegistry, not dict: register models"):
+    with pytest.raises(
+        ConfigurationError, match="registry= takes an EventPayloadSchemaRegistry, not dict: register models"
+    ):
         EventBus(registry={})
     with pytest.raises(ConfigurationError, match="payload_schema_registry= takes an EventPayloadSchemaRegistry, not"):
         EventBus().dispatch("order.placed", payload_schema_registry={})

@@ -1,6 +1,7 @@
 """Further attempts and time limits, on virtual time; for those of threads see test_threads.py."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -249,6 +250,27 @@ async def test_with_concurrency_the_block_waits_for_the_first_attempts_of_all():
         assert asyncio.get_running_loop().time() == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("failures", [1, 2], ids=["succeeds", "fails"])
+async def test_the_end_of_the_last_attempt_at_one_event_does_not_end_the_wait_for_another(failures):
+    ended: list[str] = []
+    flaky = Flaky(failures)
+
+    async def subscriber(event: Event[Any]) -> None:
+        if event.name == "flaky":
+            await flaky(event)
+        else:
+            await asyncio.sleep(3.0)
+            ended.append(event.name)
+
+    retry = Retry(attempts=2, initial=1.0, uniform=upper)
+    async with EventBus([local(subscriber, retry=retry, concurrency=2)]) as bus:
+        async with bus.scope():
+            dispatch("flaky")
+            dispatch("slow")
+        assert flaky.times == [0.0, 1.0]
+        assert ended == ["slow"]
+
+
 async def test_a_block_does_not_wait_behind_attempts_that_take_every_place():
     async def subscriber(event: Event[Any]) -> None:
         raise OSError
@@ -260,6 +282,44 @@ async def test_a_block_does_not_wait_behind_attempts_that_take_every_place():
                 dispatch("a")
         assert asyncio.get_running_loop().time() == 0.0
         assert bus.stats().pending == 6
+
+
+async def test_a_block_does_not_wait_for_what_comes_behind_an_attempt_that_is_to_follow():
+    flaky = Flaky(failures=1)
+
+    async def chains(event: Event[Any]) -> None:
+        if event.name == "a":
+            await asyncio.sleep(1.0)
+            dispatch("b")
+            await asyncio.sleep(1.0)
+            dispatch("c")
+
+    handler = local(flaky, retry=Retry(initial=8.0, maximum=8.0, uniform=upper))
+    handler.register(chains)
+    async with EventBus([handler]) as bus:
+        async with bus.scope():
+            dispatch("a")
+        assert asyncio.get_running_loop().time() == 2.0
+        await bus.drain()
+    assert flaky.starts == [("a", 0.0), ("a", 8.0), ("b", 8.0), ("c", 8.0)]
+
+
+async def test_an_attempt_knows_nothing_of_the_cancellations_of_the_last_one():
+    cancelling: list[int] = []
+
+    async def cancels_itself(event: Event[Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        cancelling.append(task.cancelling())
+        for _ in range(3):
+            task.cancel()
+        await asyncio.sleep(0)
+
+    async with EventBus([local(cancels_itself, retry=Retry(on=BaseException))]) as bus:
+        bus.dispatch("a")
+        await bus.drain()
+        assert bus.stats().failed == 1
+    assert cancelling == [0, 0, 0]
 
 
 # Timeout
@@ -298,6 +358,26 @@ async def test_a_timeout_error_of_the_subscriber_is_not_mistaken_for_its_time_li
     async with EventBus([local(subscriber, timeout=60.0)], on_error=failures.append) as bus:
         bus.dispatch("a")
     assert [failure.exception for failure in failures] == [mine]
+
+
+async def test_one_whose_time_limit_has_passed_closes_what_it_has_open_though_a_drain_ends_meanwhile():
+    closed: list[float] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        try:
+            await asyncio.sleep(1000.0)
+        finally:
+            await asyncio.sleep(0.5)
+            closed.append(asyncio.get_running_loop().time())
+
+    failures: list[Failure] = []
+    async with EventBus([local(subscriber, timeout=2.0)], on_error=failures.append) as bus:
+        bus.dispatch("a")
+        report = await bus.drain(timeout=2.2)
+        stats = bus.stats()
+    assert closed == [2.5]
+    assert [type(failure.exception) for failure in failures] == [TimeoutError]
+    assert (len(report.failed), stats.failed, stats.cancelled) == (1, 1, 0)
 
 
 # The user's own decorators
@@ -351,3 +431,37 @@ async def test_what_a_drain_gives_up_is_told_with_the_attempts_that_were_begun()
     assert flaky.times == [0.0, 5.0, 10.0]
     assert [left.id for left in report.cancelled] == [first.id]
     assert [failure.attempt for failure in failures] == [3]
+
+
+async def test_no_attempt_follows_a_wait_that_outlives_the_deadline():
+    let_go = asyncio.Event()
+
+    async def stubborn(seconds: float) -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    flaky = Flaky(failures=1)
+    async with EventBus([local(flaky, retry=Retry(sleep=stubborn))]) as bus:
+        bus.dispatch("a")
+        report = await bus.drain(timeout=2.0)
+        let_go.set()
+        await asyncio.sleep(1.0)
+        assert (bus.stats().cancelled, bus.stats().delivered, bus.stats().pending) == (1, 0, 0)
+    assert len(report.cancelled) == 1
+    assert flaky.times == [0.0]
+
+
+async def test_what_fails_while_it_is_cut_off_is_not_said_to_be_tried_again(caplog):
+    async def fails_late(event: Event[Any]) -> None:
+        try:
+            await asyncio.sleep(1000.0)
+        finally:
+            raise OSError
+
+    async with EventBus([local(fails_late, retry=Retry(initial=8.0, uniform=upper))]) as bus:
+        bus.dispatch("a")
+        report = await bus.drain(timeout=2.0)
+        assert (bus.stats().retried, bus.stats().cancelled) == (0, 1)
+    assert len(report.cancelled) == 1
+    assert "another follows" not in caplog.text

@@ -4,12 +4,14 @@ import asyncio
 import contextvars
 import threading
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fastapi_events import DrainReport, Event, EventBus, Failure, LocalHandler, Retry, dispatch
+from tests.virtual_time import run
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
 
@@ -171,6 +173,22 @@ async def test_a_thread_that_overruns_is_counted_and_nothing_further_starts_unti
     assert "ended after its timeout, without an error" in caplog.text
 
 
+async def test_what_comes_later_in_the_scope_waits_for_the_thread_too():
+    hanging = Hanging()
+    async with EventBus([local(hanging, timeout=0.02)]) as bus:
+        async with bus.scope():
+            dispatch("hangs", deliver_on="now")
+            assert len((await bus.drain()).failed) == 1
+            dispatch("b", deliver_on="now")
+            await until(lambda: bus.stats().pending)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert bus.limiter().borrowed_tokens == 1
+            assert hanging.begun == ["hangs"]
+            hanging.let_go.set()
+    assert hanging.ended == ["hangs", "b"]
+
+
 async def test_a_thread_that_overruns_keeps_its_place_among_the_threads():
     hanging = Hanging()
     others: list[str] = []
@@ -292,6 +310,67 @@ async def test_what_a_drain_gives_up_never_starts_in_a_thread_that_runs_on(optio
     assert failures == [("hangs", 1), ("b", 0), ("c", 0)]
     assert (stats.delivered, stats.cancelled, stats.pending) == (1, 3, 0)
     assert hanging.ended == ["a", "hangs"]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 5.0}], ids=["one hop", "hop by hop"])
+async def test_what_a_drain_gives_up_while_it_waits_for_a_thread_never_starts(options):
+    first, second = Hanging(), Hanging()
+    async with EventBus([local(first, second, **options)], max_threads=1) as bus:
+        bus.dispatch("hangs")
+        await until(lambda: first.begun or second.begun)
+        report = await bus.drain(timeout=0.0)
+        first.let_go.set()
+        second.let_go.set()
+        await until(lambda: bus.limiter().borrowed_tokens == 0)
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+    assert len(report.cancelled + report.never_started) == 2
+    assert first.begun + second.begun == ["hangs"]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 5.0}], ids=["one hop", "hop by hop"])
+def test_a_drain_does_not_wait_for_a_thread_that_it_gave_up(options):
+    hanging = Hanging()
+
+    async def main() -> None:
+        async with EventBus([local(hanging, **options)]) as bus:
+            bus.dispatch("hangs")
+            while not hanging.begun:
+                await asyncio.sleep(0)
+            report = await bus.drain(timeout=0.0)
+            assert asyncio.get_running_loop().time() == 0.0
+            assert len(report.cancelled) == 1
+            hanging.let_go.set()
+
+    run(main())
+
+
+async def test_what_a_drain_gives_up_at_the_last_moment_before_it_begins_never_does():
+    at_the_door, let_go, left = threading.Event(), threading.Event(), threading.Event()
+    begun: list[str] = []
+
+    def hold(frame: types.FrameType, event: str, argument: object) -> Any:
+        """Keep the thread from the first line that it runs for the bus."""
+        if frame.f_globals["__name__"] != "fastapi_events.scope":
+            return None
+        at_the_door.set()
+        assert let_go.wait(5)
+        return lambda frame, event, argument: left.set() if event == "return" else None
+
+    before = threading.gettrace()
+    threading.settrace(hold)
+    try:
+        async with EventBus([local(lambda event: begun.append(event.name), timeout=5.0)]) as bus:
+            bus.dispatch("a")
+            await until(at_the_door.is_set)
+            report = await bus.drain(timeout=0.0)
+            assert bus.limiter().borrowed_tokens == 0
+            let_go.set()
+            await until(left.is_set)
+    finally:
+        threading.settrace(before)
+        let_go.set()
+    assert (len(report.cancelled), begun) == (1, [])
 
 
 async def test_a_decorated_coroutine_function_does_not_begin_after_the_deadline():

@@ -95,7 +95,9 @@ class Unknown:
         """Stand for the result as well."""
         return self
 
-    __getitem__ = __or__ = __ror__ = __call__
+    __getitem__: "Callable[..., Unknown]" = __call__
+    __or__: "Callable[..., Unknown]" = __call__
+    __ror__: "Callable[..., Unknown]" = __call__
 
 
 class _Names(dict[str, Any]):
