@@ -2,7 +2,9 @@
 
 import functools
 import os
+import struct
 import time as clock
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -205,9 +207,23 @@ def _uuid7(nanoseconds: int) -> str:
     """Make a UUID of RFC 9562, version 7, the 12 bits after the milliseconds being their fraction."""
     milliseconds, rest = divmod(max(nanoseconds, 0), 1_000_000)  # it knows no time before 1970
     number = milliseconds << 80 | 0x7 << 76 | (rest << 12) // 1_000_000 << 64
-    number |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
+    number |= 0b10 << 62 | _random_bits() >> 2
     digits = f"{number:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+_spare_bits: Final[deque[int]] = deque()  # random numbers of 64 bits
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_spare_bits.clear)  # or both processes would go on with the same ones
+
+
+def _random_bits() -> int:
+    while True:
+        try:
+            return _spare_bits.pop()
+        except IndexError:
+            # os.urandom() lets another thread go first: asked for 128 events at once, an event to SQS costs 5 % less
+            _spare_bits.extend(struct.unpack("128Q", os.urandom(1024)))
 
 
 def _nanoseconds(time: datetime) -> int:

@@ -3,7 +3,10 @@
 import copy
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -229,6 +232,25 @@ def test_the_id_is_a_uuid7_of_its_time(time):
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
     assert made.int >> 80 == (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     assert event.time == time
+
+
+FORKS = """
+import os
+from fastapi_events import Event
+
+Event("before").id  # so that random numbers are at hand
+child = os.fork()
+print(*(Event("after").id[-16:] for _ in range(200)), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork")
+def test_both_sides_of_a_fork_make_ids_of_their_own():
+    ended = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60, check=True)
+    made = ended.stdout.split()
+    assert len(set(made)) == len(made) == 400
 
 
 def test_an_event_of_before_1970_has_an_id_too():
