@@ -394,7 +394,9 @@ class EventBus(Dispatcher):
 
     def deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
         """Give an event to its subscribers, on the running loop."""
-        scope = scope or Scope(self, asyncio.get_running_loop())
+        if scope is None:
+            scope = Scope(self, asyncio.get_running_loop())
+            scope.ended = True
         self._delivery(scope).add([event], context, eagerly=True)
 
     def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:

@@ -230,6 +230,8 @@ class Delivery:
         self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
         if self.scope.ended:
             self.scope.disconnect()
+            if not self._lines and self.scope.delivery is self:
+                self.scope.delivery = None  # a circle would wait for the collection of garbage, which stalls the loop
         self.bus.idle(self)
 
     def _has_work(self) -> bool:

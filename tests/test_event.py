@@ -240,9 +240,9 @@ from fastapi_events import Event
 
 Event("before").id  # so that random numbers are at hand
 child = os.fork()
-print(*(Event("after").id[-16:] for _ in range(200)), flush=True)
 if child:
-    os.waitpid(child, 0)
+    os.waitpid(child, 0)  # which writes first
+print(*(Event("after").id[-16:] for _ in range(200)), flush=True)
 """
 
 

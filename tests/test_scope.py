@@ -20,6 +20,8 @@ from fastapi_events import (
     dispatch,
     registry,
 )
+from fastapi_events.delivery import Delivery
+from fastapi_events.scope import Scope
 
 
 class Recorder(BaseEventHandler):
@@ -387,6 +389,28 @@ async def test_a_closed_block_keeps_nothing_alive():
 
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+
+async def test_a_closed_block_is_no_garbage_to_collect():
+    local = LocalHandler()
+    local.register("a")(Recorder().handle)
+
+    def ours() -> int:
+        return sum(isinstance(one, (Scope, Delivery)) for one in gc.get_objects())
+
+    async with EventBus([local]) as bus:
+        gc.collect()
+        gc.disable()
+        try:
+            before = ours()
+            async with bus.scope():
+                bus.dispatch("a")
+                assert ours() > before
+            bus.dispatch("a")  # at once, in a scope of its own
+            await bus.drain()
+            assert ours() == before
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
