@@ -201,11 +201,7 @@ class Dispatcher(ABC):
 
 
 def check_registry(keyword: str, registry: object) -> None:
-    """See to it that a registry is one; in 0.12 a dict could be.
-
-    Raises:
-        ConfigurationError: it is something else.
-    """
+    """Raise a ConfigurationError if this is no registry; in 0.12 a dict could be one."""
     if not isinstance(registry, EventPayloadSchemaRegistry):
         kind = type(registry).__qualname__
         raise ConfigurationError(f"{keyword}= takes an EventPayloadSchemaRegistry, not {kind}: register models on one")
