@@ -396,7 +396,7 @@ class EventBus(Dispatcher):
         """Give an event to its subscribers, on the running loop."""
         if scope is None:
             scope = Scope(self, asyncio.get_running_loop())
-            scope.ended = True
+            scope.ended = True  # it has no request or block
         self._delivery(scope).add([event], context, eagerly=True)
 
     def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:

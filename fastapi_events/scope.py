@@ -54,7 +54,8 @@ class Scope:
         backlog: the events that wait for its end; None if it does not collect events or has ended.
         conditions: the outcomes that single events of the backlog wait for, by their index.
         delivery: what hands its events to subscribers; made when there are any.
-        ended: whether the request or block is over; a connection lasts as long as it, or as its last delivery.
+        ended: whether the request or block is over, if there was one; a connection lasts as long as it, or as its
+            last delivery.
         closing: tasks in which a subscriber has failed, and closes what it has open: a drain does not cancel them.
     """
 
