@@ -105,10 +105,10 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
     Raises:
         ConfigurationError: there is none of asyncio's.
     """
-    loop = running_loop()
-    if loop is None:
-        raise ConfigurationError("an EventBus runs on asyncio only (uvloop included)")
-    return loop
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise ConfigurationError("an EventBus runs on asyncio only (uvloop included)") from error
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

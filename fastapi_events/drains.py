@@ -82,6 +82,7 @@ class UnderWay:
         kept: events that wait until the bus is open.
         scopes: open ones with a backlog.
         deliveries: that are not finished.
+        watchers: of drains that wait for `changed`.
     """
 
     def __init__(self, bus: DrainedBus, lock: "threading.RLock") -> None:
@@ -92,7 +93,7 @@ class UnderWay:
         self._lock = lock
         self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
         self._drains: list[Drain] = []
-        self._watchers: set[asyncio.Future[None]] = set()
+        self.watchers: set[asyncio.Future[None]] = set()
 
     def send(self, loop: asyncio.AbstractEventLoop, sent: Sent) -> bool:
         """Have an event delivered by a loop as soon as it runs; tell whether it still can. The bus's lock is held."""
@@ -145,9 +146,9 @@ class UnderWay:
 
     def changed(self) -> None:
         """Have every drain look again."""
-        if not self._watchers:
+        if not self.watchers:
             return
-        for watcher in list(self._watchers):
+        for watcher in list(self.watchers):
             if not watcher.done() and not watcher.get_loop().is_closed():
                 watcher.get_loop().call_soon_threadsafe(_complete, watcher)
 
@@ -227,11 +228,11 @@ class UnderWay:
             if left <= 0:
                 return
             changed: asyncio.Future[None] = loop.create_future()
-            self._watchers.add(changed)
+            self.watchers.add(changed)
             try:
                 await asyncio.wait({changed}, timeout=left)
             finally:
-                self._watchers.discard(changed)
+                self.watchers.discard(changed)
 
     async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
         """Cancel what runs, and take off what waits, with these events."""

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import threading
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 __all__ = ["Ledger", "Tally"]
 
@@ -36,13 +36,12 @@ class Ledger:
         self._most = math.inf if most is None else most
         self._full_at = self._most  # so many taken may be too many: what finished has to be counted first
         self._taken = 0  # but for those that were given back
-        self._tallies: WeakKeyDictionary[asyncio.AbstractEventLoop, Tally] = WeakKeyDictionary()
-        self._all: list[Tally] = []  # of loops that have gone as well
+        self._tallies: dict[ref[asyncio.AbstractEventLoop], Tally] = {}  # of loops that have gone as well
 
     @property
     def delivered(self) -> int:
         """How many pairs of event and subscriber were handled."""
-        return sum(tally.delivered for tally in self._all)
+        return sum(tally.delivered for tally in list(self._tallies.values()))
 
     @property
     def pending(self) -> int:
@@ -66,11 +65,11 @@ class Ledger:
 
     def tally(self, loop: asyncio.AbstractEventLoop) -> Tally:
         """Return where the deliveries on this loop count."""
-        found = self._tallies.get(loop)
+        key = ref(loop)
+        found = self._tallies.get(key)
         if found is None:
-            found = self._tallies[loop] = Tally()
-            self._all.append(found)
+            found = self._tallies[key] = Tally()
         return found
 
     def _finished(self) -> int:
-        return sum(tally.finished for tally in self._all)
+        return sum(tally.finished for tally in list(self._tallies.values()))

@@ -66,18 +66,19 @@ class EventHandlerASGIMiddleware:
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind in ("http", "websocket"):
-            loop = buses.asyncio_loop()
-            if not self.bus.is_open_on(loop):
-                await self._open()
-            serve = self._request if kind == "http" else self._websocket
-            await serve(Scope(self.bus, loop, kind == "http", scope, current_scope.get()), scope, receive, send)
-        elif kind == "lifespan":
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
-        else:
+            return
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
-
-    async def _request(self, scope: Scope, connection: Connection, receive: Receive, send: Send) -> None:
+            return
+        bus, loop = self.bus, buses.asyncio_loop()
+        if not bus.is_open_on(loop):
+            await self._open()
+        here = Scope(bus, loop, kind == "http", scope, current_scope.get())
+        if kind == "websocket":
+            await self._websocket(here, scope, receive, send)
+            return
         status: int | None = None
 
         def watch(message: Message) -> Awaitable[None]:
@@ -86,19 +87,18 @@ class EventHandlerASGIMiddleware:
                 status = message["status"]
             return send(message)
 
-        bus = self.bus
-        token = current_scope.set(scope)
+        token = current_scope.set(here)
         try:
-            await self.app(connection, receive, watch)
+            await self.app(scope, receive, watch)
         except BaseException as error:
-            delivery = bus.end_scope(scope, status, error)
+            delivery = bus.end_scope(here, status, error)
             # a user's middleware is inside the one that writes the 500, which must not wait
             if delivery is not None and not bus.has_lifespan:
                 await delivery.settled()
             raise
         else:
             # servers answer with status 500 where the application answered nothing
-            delivery = bus.end_scope(scope, 500 if status is None else status)
+            delivery = bus.end_scope(here, 500 if status is None else status)
             if delivery is not None and self._waits():
                 await delivery.settled()
         finally:

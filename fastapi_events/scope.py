@@ -88,7 +88,9 @@ class Scope:
 
     def disconnect(self) -> None:
         """Let go of the connection, but for the app: events that come after the last delivery need it still."""
-        self._app, self.connection = self.app, None
+        if self.connection is not None:
+            self._app = self.connection.get("app")
+            self.connection = None
 
     def collects(self) -> bool:
         """Tell whether an event that is dispatched now waits for the end; what its subscribers cause does not."""
