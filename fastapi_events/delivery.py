@@ -1,32 +1,32 @@
 """From a scope's events to its subscribers, side by side, each in order.
 
-A `Delivery` keeps one line of events for each subscriber. Workers, which are tasks of the bus, take lines and serve
-them. One worker serves line after line; only when a subscriber suspends is another made for the lines that still
-wait. So there is no task where nothing suspends, and subscribers run side by side where they do.
+A worker, which is a task of the bus, calls the subscribers of event after event. Most never suspend, and are done with
+that. For one that suspends, or has options such as a timeout, the `Delivery` keeps a line: its events in their order.
+The worker that called it waits with it, and others are made for what is left. So subscribers run side by side where
+they suspend, and there is no task, and no line, for those that do not.
 """
 
 import asyncio
-import math
+import operator
 import sys
-import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
+from itertools import repeat
 from time import monotonic
 from typing import Any, Final, Protocol
 
 from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
-from fastapi_events.line import Item, Line
+from fastapi_events.line import Item, Line, call_of, resumed
 from fastapi_events.reporter import GivenUp, Reporter
-from fastapi_events.scope import Bus, Scope, current_scope
+from fastapi_events.scope import Bus, Scope, current_event, current_scope
 from fastapi_events.subscriber import Subscriber
 
 __all__ = ["Delivery", "DeliveryBus"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
-ROUTED_AT_ONCE: Final = 512  # events sorted into lines between two looks at the clock: about 1 ms
 
 
 class DeliveryBus(Bus, Protocol):
@@ -61,8 +61,9 @@ class Delivery:
     """
 
     __slots__ = (
-        "_arrived", "_attended", "_is_cut_off", "_is_pausing", "_lines", "_ready", "_reinforcement", "_settled",
-        "_tasks", "_workers", "bus", "is_stopped", "loop", "scope", "slice_end", "tally",
+        "_arrived", "_attended", "_coming", "_is_copied", "_is_cut_off", "_is_pausing", "_item", "_lines", "_ready",
+        "_receivers", "_reinforcement", "_settled", "_tasks", "_workers", "bus", "is_stopped", "loop", "scope",
+        "slice_end", "tally",
     )  # fmt: skip
 
     def __init__(self, bus: DeliveryBus, scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally) -> None:
@@ -73,17 +74,21 @@ class Delivery:
         self.is_stopped: bool = False
         self.slice_end: float = 0.0
         self._is_cut_off = False  # by a drain, which reports what is left
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._arrived: deque[tuple[deque[Event[Any]], Context]] = deque()
-        self._lines: dict[Subscriber, Line] = {}
-        self._ready: deque[Line] = deque()
+        self._is_pausing = False
+        self._attended = 0  # lines that the ASGI call waits for
+        self._settled: asyncio.Future[None] | None = None
         self._workers = 0
         self._reinforcement: asyncio.Handle | None = None
-        self._is_pausing = False
-        self._attended = 0  # arrivals and lines that the ASGI call waits for
-        self._settled: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._coming: set[asyncio.Task[None]] = set()  # of these, those that have yet to begin
+        self._arrived: deque[tuple[Event[Any], Context]] = deque()
+        self._receivers: Iterator[Subscriber] | None = None  # whom the first of these has yet to be given to
+        self._is_copied = False  # each of them gets a payload of its own
+        self._item: Item | None = None  # this event, once it is in a line
+        self._lines: dict[Subscriber, Line] = {}
+        self._ready: deque[Line] = deque()
 
-    def add(self, events: Sequence[Event[Any]], context: Context, *, eagerly: bool = False) -> None:
+    def add(self, events: Iterable[Event[Any]], context: Context, *, eagerly: bool = False) -> None:
         """Take events, in dispatch order; their subscribers run in copies of the context.
 
         Nothing is delivered before this returns, unless `eagerly` is set and the interpreter can (CPython 3.12).
@@ -91,21 +96,20 @@ class Delivery:
         self.bus.active(self)
         if context.get(current_scope) is not self.scope:
             context.run(current_scope.set, self.scope)
-        self._arrived.append((deque(events), context))
-        self._attended += 1
+        self._arrived.extend(zip(events, repeat(context)))
         if eagerly:
             self._employ(eagerly=True)
         else:
-            self.call_reinforcement()
+            self._call_reinforcement()
 
     def is_settled(self) -> bool:
         """Tell whether every first attempt has ended."""
-        return not self._attended
+        return not self._arrived and not self._attended
 
     async def settled(self) -> None:
         """Wait until every first attempt has ended."""
         await asyncio.sleep(0)  # for most it is enough that workers begin, and costs half as much as a future
-        if self._attended:
+        if not self.is_settled():
             if self._settled is None:
                 self._settled = self.loop.create_future()
             await self._settled
@@ -117,16 +121,14 @@ class Delivery:
             times.extend(item.event._at for item in list(line.running)[:1])
             with suppress(IndexError):  # the last one may just have gone
                 times.append(line.waiting[0].event._at)
-        for events, _ in list(self._arrived):
-            with suppress(IndexError):
-                times.append(events[0]._at)
+        with suppress(IndexError):
+            times.append(self._arrived[0][0]._at)
         return min(times, default=None)
 
     def unfinished(self) -> list[Event[Any]]:
         """Return the events that some subscriber has yet to finish with; from any thread."""
         items = {item for line in list(self._lines.values()) for item in (*line.running, *line.waiting)}
-        arrived = [event for events, _ in list(self._arrived) for event in list(events)]
-        return [item.event for item in items] + arrived
+        return [item.event for item in items] + [event for event, _ in list(self._arrived)]
 
     def cut_off(self) -> "set[asyncio.Task[None]]":
         """Begin nothing more, and cancel what runs; return that. Whoever calls this calls `give_up` later."""
@@ -139,7 +141,11 @@ class Delivery:
 
     def give_up(self) -> list[GivenUp]:
         """Take all events off; return them with each subscriber that does not get them."""
-        self._route(math.inf)
+        while self._arrived:
+            event, context = self._arrived[0]
+            for subscriber in self._receivers or self._begin(event, context):
+                self._enqueue(subscriber, event, context)
+            self._end()
         given_up: list[GivenUp] = []
         for line in self._lines.values():
             for item, attempts in line.give_up():
@@ -154,8 +160,8 @@ class Delivery:
 
     # Workers
 
-    def call_reinforcement(self) -> None:
-        """Have a worker made as soon as the loop runs: when the present one suspends, or where there is none."""
+    def _call_reinforcement(self) -> None:
+        """Have a worker made as soon as the loop runs, unless the present one has done all by then."""
         if self._reinforcement is None:
             self._reinforcement = self.loop.call_soon(self._reinforce)
 
@@ -175,27 +181,39 @@ class Delivery:
             task = asyncio.Task(self._work(), loop=self.loop, eager_start=True)
         else:
             task = self.loop.create_task(self._work())
+            self._coming.add(task)
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._left)
 
+    def _employ_more(self) -> None:
+        """Employ workers for what is left, now that one has to wait.
+
+        Up to as many as there are already: so a hundred subscribers that suspend have all begun after seven turns of
+        the loop, not after a hundred.
+        """
+        if self._reinforcement is not None or self.is_stopped:
+            return
+        left = len(self._ready) + len(self._arrived)
+        if self._receivers is not None:
+            left += operator.length_hint(self._receivers) - 1
+        for _ in range(min(left, self._workers) - len(self._coming)):
+            self._employ()
+
     async def _work(self) -> None:
-        worker = _worker()
+        worker: Any = asyncio.current_task(self.loop)
         self._workers += 1
+        self._coming.discard(worker)
         self.slice_end = monotonic() + SLICE
         try:
-            while not self.is_stopped:
+            while self._has_work():
                 if self._arrived:
-                    self._route(ROUTED_AT_ONCE)
-                    if not self._arrived:
-                        continue
-                elif self._ready:
-                    await self._serve(self._ready.popleft())
-                    if worker.cancelling():
-                        await self.uncancel()
+                    await self._hand_out(worker)
                 else:
-                    break
-                if self.has_had_enough():
+                    await self._serve(self._ready.popleft())
+                if worker.cancelling():
+                    await self.uncancel()
+                if self._has_work() and self.has_had_enough():
                     if self._is_pausing:
                         break  # two that go on after a pause would take two slices of each turn of the loop
                     self._dismiss_reinforcement()  # and so would a new one
@@ -208,26 +226,23 @@ class Delivery:
         finally:
             self._workers -= 1
             if self._has_work():
-                self.call_reinforcement()
-            elif not self._workers:
-                self._retire()
-
-    def _retire(self) -> None:
-        """Account for what is left, if anything is: the last worker has left."""
-        if not self.is_stopped:
-            self._rest()
-        elif not self._is_cut_off:
-            self.bus.reporter.lost(self.give_up(), "its event loop ended")
+                self._call_reinforcement()
+            elif not self._workers and not self.is_stopped:
+                self._rest()
+            elif not self._workers and not self._is_cut_off:
+                self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _left(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
+        self._coming.discard(task)
         if task.cancelled() and self._has_work():
-            self.call_reinforcement()  # it may have been cancelled before it began
+            self._call_reinforcement()  # it may have been cancelled before it began
 
     def _rest(self) -> None:
         if self._reinforcement is not None:
             self._dismiss_reinforcement()
-        self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
+        if self._lines:
+            self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
         if self.scope.ended:
             self.scope.disconnect()
             if not self._lines and self.scope.delivery is self:
@@ -274,41 +289,91 @@ class Delivery:
         while worker.cancelling() and not self.is_stopped:
             worker.uncancel()
 
-    # Lines
+    # From what arrived to subscribers
 
-    def _route(self, most: float) -> None:
-        """Sort at most so many of the events that arrived into the lines of their subscribers."""
-        while self._arrived and most > 0:
-            events, context = self._arrived[0]
-            while events and most > 0:
-                most -= 1
-                self._enqueue(events.popleft(), context)
-            if not events:
-                self._arrived.popleft()
-                self._attended -= 1
-        self._settle()
+    async def _hand_out(self, worker: Any) -> None:
+        """Give what arrived to its subscribers, until one suspends or fails, or it is time for other things.
 
-    def _enqueue(self, event: Event[Any], context: Context) -> None:
+        Those without options are called here, and most end here: neither a line nor a task is made for them. The
+        others get it in their lines, as does who has earlier events in one.
+        """
+        arrived, lines, scope, tally = self._arrived, self._lines, self.scope, self.tally
+        while arrived:
+            event, context = arrived[0]
+            for subscriber in self._receivers or self._begin(event, context):
+                if not subscriber.is_plain or subscriber in lines:
+                    self._enqueue(subscriber, event, context)
+                else:
+                    own = context.copy()
+                    call = call_of(subscriber, event, scope, self._is_copied)
+                    try:
+                        awaited = own.run(call.send, None)
+                    except StopIteration:
+                        tally.delivered += 1
+                    except BaseException as error:
+                        line, item = self._begun(subscriber, event, context)
+                        await self._run(line, own, line.fail(item, error, 1))
+                        return
+                    else:
+                        line, item = self._begun(subscriber, event, context)
+                        await self._run(line, own, line.settle(item, resumed(self, operator.call, call, awaited)))
+                        return
+                if monotonic() >= self.slice_end or worker.cancelling():
+                    return
+            self._end()
+            if monotonic() >= self.slice_end:
+                return  # there may be no end of events that nobody receives
+
+    def _begin(self, event: Event[Any], context: Context) -> Iterator[Subscriber]:
+        """Begin with the first event that arrived; return who receives it."""
         subscribers = self.bus.subscribers(event)
         if not subscribers:
             self.bus.reporter.unheard(event)
+        context.run(current_event.set, event)
+        self._is_copied = not event._shared and (len(subscribers) > 1 or self.bus.copies_payloads)
+        receivers = self._receivers = iter(subscribers)
+        return receivers
+
+    def _end(self) -> None:
+        """Take the first event that arrived off: its subscribers have it."""
+        self._arrived.popleft()
+        self._receivers = None
+        if self._item is None:
             self.tally.finished += 1
-            return
-        lines = self._lines
-        is_copied = not event._shared and (len(subscribers) > 1 or self.bus.copies_payloads)
-        item = Item(event, context, len(subscribers), is_copied)
-        for subscriber in subscribers:
-            line = lines.get(subscriber)
-            if line is None:
-                line = lines[subscriber] = Line(subscriber, self)
-            waiting = line.waiting
-            if not waiting and not line.workers and not line.attended:
-                line.attended = True
-                self._attended += 1
-            waiting.append(item)
-            if not line.queued and line.workers < subscriber.concurrency:
-                line.queued = True
-                self._ready.append(line)
+        else:
+            self.finish(self._item)
+            self._item = None
+        if self._settled is not None:
+            self._settle()
+
+    def _enqueue(self, subscriber: Subscriber, event: Event[Any], context: Context) -> None:
+        line, item = self._in_line(subscriber, event, context)
+        line.waiting.append(item)
+        self.offer(line)
+
+    def _begun(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
+        """Make a line for a subscriber that has been called, and has not ended."""
+        line, item = self._in_line(subscriber, event, context)
+        line.running[item] = 1
+        line.workers = 1
+        if not operator.length_hint(self._receivers or ()):
+            self._end()
+        return line, item
+
+    def _in_line(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
+        item = self._item
+        if item is None:
+            item = self._item = Item(event, context, self._is_copied)
+        item.remaining += 1
+        line = self._lines.get(subscriber)
+        if line is None:
+            line = self._lines[subscriber] = Line(subscriber, self)
+        if not line.waiting and not line.workers and not line.attended:
+            line.attended = True
+            self._attended += 1
+        return line, item
+
+    # Lines
 
     def offer(self, line: Line) -> None:
         """Put a line among those that wait for a worker, if its subscriber can be given an event."""
@@ -318,16 +383,18 @@ class Delivery:
 
     async def _serve(self, line: Line) -> None:
         """Serve a line until none of the events that came with its first one is left, or it is time for another."""
-        if self._ready:
-            self.call_reinforcement()
-        given = line.waiting[0].context
-        context, work = given.copy(), line.serve(given)
+        context = line.waiting[0].context
+        await self._run(line, context.copy(), line.serve(context))
+
+    async def _run(self, line: Line, context: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Do a piece of a line's work in this context; when it suspends, let another worker go on with what is left."""
         try:
             awaited = context.run(work.send, None)
         except StopIteration:
             pass
         else:
-            await self._resume(context, work, awaited)
+            self._employ_more()
+            await resumed(self, context.run, work, awaited)
         finally:
             line.workers -= 1
             if line.waiting:
@@ -349,32 +416,11 @@ class Delivery:
             self.tally.finished += 1
 
     def _settle(self) -> None:
-        if self._settled is not None and not self._attended:
+        if self._settled is not None and self.is_settled():
             # the request that waited may have been cancelled, or gone with its loop
             if not self._settled.done() and not self.loop.is_closed():
                 self._settled.set_result(None)
             self._settled = None
-
-    @types.coroutine
-    def _resume(self, context: Context, work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
-        """Go on with a coroutine that has suspended, in its own context, within the running task.
-
-        A task for each line would do the same at ten times the price; sharing a context would show what one subscriber
-        sets to the next.
-        """
-        while True:
-            step: Callable[[Any], Any] = work.send
-            value: Any = None
-            try:
-                value = yield awaited
-            except BaseException as error:
-                if isinstance(error, GeneratorExit):  # the loop has gone, and its tasks are thrown away
-                    self.is_stopped = True
-                value, step = error, work.throw
-            try:
-                awaited = context.run(step, value)
-            except StopIteration:
-                return
 
 
 def _worker() -> Any:

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
+import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable, iscoroutine
 from itertools import count
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fastapi_events.errors import ForwardError, Rejection
@@ -19,7 +19,7 @@ from fastapi_events.subscriber import Subscriber
 if TYPE_CHECKING:
     from fastapi_events.delivery import Delivery
 
-__all__ = ["Item", "Line"]
+__all__ = ["Item", "Line", "call_of", "resumed"]
 
 BATCH: Final = 1000  # events at most that one thread hop, or one call of handle_many, is given
 
@@ -32,16 +32,16 @@ class Item:
     """An event in a delivery.
 
     Attributes:
-        remaining: how many subscribers have yet to finish with it.
+        remaining: how many subscribers have yet to finish with it; one more while it is handed out.
         copied: each subscriber gets a payload of its own.
     """
 
     __slots__ = ("context", "copied", "event", "remaining")
 
-    def __init__(self, event: Event[Any], context: Context, remaining: int, copied: bool) -> None:
+    def __init__(self, event: Event[Any], context: Context, copied: bool) -> None:
         self.event: Event[Any] = event
         self.context: Context = context
-        self.remaining: int = remaining
+        self.remaining: int = 1
         self.copied: bool = copied
 
     def for_subscriber(self) -> Event[Any]:
@@ -87,8 +87,6 @@ class Line:
         self.queued = False
         self.workers += 1
         subscriber = self.subscriber
-        if subscriber.is_plain:
-            return self._one_by_one(context)
         if subscriber.batch:
             return self._hand_over(context)
         if subscriber.is_async or subscriber.retry or subscriber.timeout is not None or subscriber.concurrency > 1:
@@ -104,27 +102,14 @@ class Line:
         self.attended = False
         return given_up
 
-    async def _one_by_one(self, context: Context) -> None:
-        delivery, subscriber, waiting, running = self._delivery, self.subscriber, self.waiting, self.running
-        scope, tally, call = delivery.scope, delivery.tally, subscriber.call
-        worker: Any = asyncio.current_task()
-        while waiting[0].context is context:
-            item = waiting.popleft()
-            running[item] = 1
-            event = item.event
-            current_event.set(event)
-            try:
-                await call(event.for_subscriber() if item.copied else event, scope)
-            except BaseException as error:
-                await self._failed(item, error, 1)
-            else:
-                if running.pop(item, None) is not None:  # else a drain has given it up, and reported it
-                    tally.delivered += 1
-                    item.remaining -= 1
-                    if not item.remaining:
-                        tally.finished += 1
-            if not waiting or monotonic() >= delivery.slice_end or delivery.is_stopped or worker.cancelling():
-                return
+    async def settle(self, item: Item, call: Awaitable[Any]) -> None:
+        """Wait for the end of a subscriber's only attempt, and say what became of the event."""
+        try:
+            await call
+        except BaseException as error:
+            await self.fail(item, error, 1)
+        else:
+            self._delivered(item)
 
     async def _each_by_itself(self, context: Context) -> None:
         while self.waiting and self.waiting[0].context is context:
@@ -132,9 +117,12 @@ class Line:
             self.running[item] = 1
             if self.waiting and self.subscriber.concurrency > 1:
                 self._delivery.offer(self)
-                self._delivery.call_reinforcement()
-            await self._persist(item)
-            if self.subscriber.concurrency > 1 or self._delivery.has_had_enough() or _is_cancelled():
+            if self.subscriber.is_plain:
+                current_event.set(item.event)
+                await self.settle(item, call_of(self.subscriber, item.event, self._delivery.scope, item.copied))
+            else:
+                await self._persist(item)
+            if self.subscriber.concurrency > 1 or self._delivery.has_had_enough() or _is_cancelled(self._delivery.loop):
                 return
 
     async def _persist(self, item: Item) -> None:
@@ -152,7 +140,7 @@ class Line:
             except BaseException as error:
                 if retry is None or not retry.covers(error, attempt) or self._ends_worker(error):
                     self._retrying -= {item}
-                    await self._failed(item, error, attempt)
+                    await self.fail(item, error, attempt)
                     return
                 await self._delivery.uncancel()
                 if self._is_given_up(item):
@@ -283,7 +271,7 @@ class Line:
             if error is None:
                 self._delivered(item)
             else:
-                await self._failed(item, error, 1)
+                await self.fail(item, error, 1)
             if delivery.has_had_enough():
                 await delivery.pause()
 
@@ -292,7 +280,7 @@ class Line:
             self._delivery.tally.delivered += 1
             self._delivery.finish(item)
 
-    async def _failed(self, item: Item, error: BaseException, attempts: int) -> None:
+    async def fail(self, item: Item, error: BaseException, attempts: int) -> None:
         """Report a failure; raise the error again if it tells of none, but ends this worker."""
         if self._ends_worker(error):
             raise error
@@ -317,6 +305,41 @@ class Line:
         return self._delivery.ends_worker(error)
 
 
+def call_of(subscriber: Subscriber, event: Event[Any], scope: Scope, is_copied: bool) -> Coroutine[Any, Any, None]:
+    """Return the call of an async subscriber, which has not begun."""
+    call: Coroutine[Any, Any, None]
+    call = _call_with_copy(subscriber, event, scope) if is_copied else subscriber.call(event, scope)
+    return call
+
+
+async def _call_with_copy(subscriber: Subscriber, event: Event[Any], scope: Scope) -> None:
+    await subscriber.call(event.for_subscriber(), scope)
+
+
+@types.coroutine
+def resumed(
+    delivery: "Delivery", run: Callable[..., Any], work: Coroutine[Any, Any, None], awaited: Any
+) -> Generator[Any, Any, None]:
+    """Go on with a coroutine that has suspended, within the running task; `run` makes its steps.
+
+    Where that is the `run` of a context, the coroutine has this context for its own. A task for each line would do the
+    same at ten times the price; sharing a context would show what one subscriber sets to the next.
+    """
+    while True:
+        step: Callable[[Any], Any] = work.send
+        value: Any = None
+        try:
+            value = yield awaited
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):  # the loop has gone, and its tasks are thrown away
+                delivery.is_stopped = True
+            value, step = error, work.throw
+        try:
+            awaited = run(step, value)
+        except StopIteration:
+            return
+
+
 def _call(function: Callable[[Any, Scope], Any], event: Callable[[], Event[Any]], scope: Scope) -> Ended:
     try:
         return function(event(), scope), None
@@ -324,8 +347,8 @@ def _call(function: Callable[[Any, Scope], Any], event: Callable[[], Event[Any]]
         return None, error
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
+def _is_cancelled(loop: asyncio.AbstractEventLoop) -> bool:
+    task = asyncio.current_task(loop)
     return task is not None and task.cancelling() > 0
 
 

@@ -20,7 +20,7 @@ class Subscriber:
     Attributes:
         name: for logs and reports.
         call: takes the event and its scope; where `batch` is set, a list of events and their scope.
-        is_async: `call` returns an awaitable; otherwise it runs in a worker thread.
+        is_async: `call` makes a coroutine, and does nothing else; otherwise it runs in a worker thread.
         is_function: a function on a LocalHandler, which receives opaque events too.
         batch: a handler that wants the events of a delivery together.
         retry: None for one attempt.
@@ -70,7 +70,11 @@ def as_subscriber(handler: Any) -> Subscriber:
     if getattr(kind, "handle_many", None) is BaseEventHandler.handle_many:  # pyright: ignore[reportUnknownArgumentType]
         if not iscoroutinefunction(handler.handle):
             raise ConfigurationError(f"{name} cannot be a handler: write `async def handle(self, event)`")
-        return Subscriber(name=name, call=lambda event, _: handler.handle(event), is_function=False)
+
+        async def call(event: Any, _: Scope) -> None:
+            await handler.handle(event)
+
+        return Subscriber(name=name, call=call, is_function=False)
     return Subscriber(name=name, call=lambda events, _: handler.handle_many(events), is_function=False, batch=True)
 
 

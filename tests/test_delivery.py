@@ -2,13 +2,14 @@
 
 import asyncio
 import contextvars
+import functools
 import gc
 import logging
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Self
 
 import pytest
@@ -538,6 +539,24 @@ def _work(seconds: float) -> None:
         pass
 
 
+async def test_subscribers_that_do_not_suspend_are_called_in_dispatch_order():
+    order: list[str] = []
+    handler = LocalHandler()
+
+    @handler.register("a", "b")
+    async def first(event: Event[Any]) -> None:
+        order.append(f"first {event.name}")
+
+    @handler.register("a")
+    async def second(event: Event[Any]) -> None:
+        order.append(f"second {event.name}")
+
+    async with EventBus([handler]) as bus, bus.scope():
+        dispatch("a")
+        dispatch("b")
+    assert order == ["first a", "second a", "first b"]
+
+
 async def test_a_long_line_does_not_keep_the_others_waiting():
     order: list[str] = []
 
@@ -549,8 +568,8 @@ async def test_a_long_line_does_not_keep_the_others_waiting():
         order.append("short")
 
     handler = LocalHandler()
-    handler.register("long")(long)
-    handler.register("short")(short)
+    handler.register("long", timeout=60)(long)
+    handler.register("short", timeout=60)(short)
     async with EventBus([handler]) as bus:
         async with bus.scope():
             for _ in range(100):
@@ -653,3 +672,51 @@ async def test_an_event_that_comes_while_a_hook_reports_the_last_one_does_not_ho
             dispatch("a")
         assert bus.stats().delivered == 3
     assert overtaken == [False]  # its subscriber is not through with the event before
+
+
+async def test_a_hundred_subscribers_that_suspend_have_begun_after_a_few_turns_of_the_loop():
+    loop, turn, begun, done = asyncio.get_running_loop(), 0, list[int](), asyncio.Event()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if not done.is_set():
+            loop.call_soon(count)
+
+    handler = LocalHandler()
+    for _ in range(100):
+
+        async def subscriber(event: Event[Any]) -> None:
+            begun.append(turn)
+            if len(begun) == 100:
+                done.set()
+            await done.wait()
+
+        handler.register("a")(subscriber)
+    async with EventBus([handler]) as bus, bus.scope():
+        dispatch("a")
+        count()
+    assert len(begun) == 100
+    assert max(begun) - min(begun) < 30  # seven, and a few more where a slice of time ends
+
+
+async def test_what_a_subscriber_does_before_it_is_awaited_is_its_own():
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen: list[tuple[str, str | None, str]] = []
+
+    async def inner(event: Event[Any]) -> None:
+        seen.append((event.name, event.headers.get("causationid"), variable.get()))
+
+    @functools.wraps(inner)
+    def outer(event: Event[Any]) -> Coroutine[Any, Any, None]:
+        if event.name == "cause":
+            variable.set("set")
+            dispatch("effect")
+        return inner(event)
+
+    handler = LocalHandler()
+    handler.register("*")(outer)
+    async with EventBus([handler]) as bus, bus.scope():
+        cause = dispatch("cause")
+        dispatch("other")
+    assert seen == [("cause", None, "set"), ("other", None, "unset"), ("effect", cause.id, "set")]

@@ -6,6 +6,7 @@ hops.py          what that function does in worker threads
 signatures.py    what a callable asks for
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from fastapi_events.dependencies.graph import Graph
 from fastapi_events.dependencies.hops import in_free_thread
 from fastapi_events.dependencies.plan import Call, write_plan
 from fastapi_events.errors import SubscriberError
+from fastapi_events.event import Event
 from fastapi_events.scope import Scope
 
 __all__ = ["Compiled", "Depends", "compile_subscriber"]
@@ -74,7 +76,7 @@ def compile_subscriber(function: Callable[..., Any], *, name: str, known: Mappin
         raise SubscriberError(f"{name!r} is not callable: register a function", subscriber=name)
     graph = Graph(function, name, known or {}, {})
     if len(graph.steps) == len(graph.arguments) == 1:
-        return Compiled(_plain(function, graph.arguments == ["event"]), graph.is_async)
+        return Compiled(_plain(function, graph.arguments == ["event"], graph.is_async), graph.is_async)
     last: tuple[Mapping[Any, Any], Call] | None = None
 
     def overridden(scope: Scope) -> Call | None:
@@ -100,7 +102,17 @@ def compile_subscriber(function: Callable[..., Any], *, name: str, known: Mappin
     return Compiled(write_plan(graph.steps, names, is_async=graph.is_async), graph.is_async)
 
 
-def _plain(function: Callable[..., Any], takes_event: bool) -> Call:
+def _plain(function: Callable[..., Any], takes_event: bool, is_async: bool) -> Call:
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if is_async and not getattr(code, "co_flags", 0) & inspect.CO_COROUTINE:  # a call may do more than make a coroutine
+        return _plain_async(function, takes_event)
     if takes_event:
         return lambda event, _: function(event)
     return lambda event, _: function(event.payload)
+
+
+def _plain_async(function: Callable[..., Any], takes_event: bool) -> Call:
+    async def call(event: Event[Any], _: Scope) -> None:
+        await function(event if takes_event else event.payload)
+
+    return call
