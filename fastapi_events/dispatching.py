@@ -226,15 +226,15 @@ def _read(
     event: Any, payload: Any, event_name: EventName | None, registry: EventPayloadSchemaRegistry
 ) -> tuple[str, Any, Schema | None]:
     """Return name, payload and schema from the first three arguments of dispatch()."""
-    if isinstance(event, BaseModel):
-        _refuse_second(payload)
-        if event_name is None and (schema := registry.schema_of_model(type(event))) is not None:
-            return schema.name, event, schema
-        name = registry.name_of_model(type(event)) if event_name is None else name_of(event_name)
-        return name, event, registry.schema(name)
+    if payload is None and event_name is None and (schema := registry.schema_of_model(type(event))) is not None:  # pyright: ignore[reportUnknownArgumentType]
+        return schema.name, event, schema
     if event is None or isinstance(event, (str, Enum)):
         name = name_of(event if event_name is None else event_name)
         return name, payload, registry.schema(name)
+    if isinstance(event, BaseModel):
+        _refuse_second(payload)
+        name = registry.name_of_model(type(event)) if event_name is None else name_of(event_name)
+        return name, event, registry.schema(name)
     if isinstance(event, EventType):
         return event.name if event_name is None else name_of(event_name), payload, event.schema
     if isinstance(event, Event):

@@ -99,7 +99,7 @@ class Event(tuple[str, PayloadT_co]):
     def _of(cls, name: str, payload: Any, state: dict[str, Any]) -> "Event[Any]":
         """Make an event of parts that are known to be good; `state` becomes its own."""
         event: Event[Any] = _new_tuple(cls, (name, payload))
-        object.__setattr__(event, "__dict__", state)
+        _set_state(event, state)
         return event
 
     @property
@@ -197,6 +197,10 @@ class Event(tuple[str, PayloadT_co]):
 
         def __delattr__(self, name: str) -> NoReturn:
             raise AttributeError(f"an event is immutable: {name!r} cannot be deleted")
+
+
+# what object.__setattr__ would look up for every event
+_set_state: Final = Event.__dict__["__dict__"].__set__
 
 
 def _restore(name: str, payload: Any, state: dict[str, Any]) -> Event[Any]:

@@ -46,7 +46,7 @@ def freeze(payload: _T, serializer: SchemaSerializer | None = None) -> tuple[_T,
         PayloadError: JSON cannot express it; `path` leads to the culprit.
     """
     kind: Any = type(payload)
-    if kind in _ATOMS or _is_immutable_type(kind):
+    if kind is not dict and (kind in _ATOMS or _is_immutable_type(kind)):
         return payload, True, serialise(payload, serializer)
     try:
         taken = snapshot(payload)
@@ -94,7 +94,7 @@ def serialise(payload: object, serializer: SchemaSerializer | None = None) -> by
     Raises:
         PayloadError: JSON cannot express it, or pydantic could not read it back; `path` leads to the culprit.
     """
-    if serializer is None and isinstance(payload, BaseModel):
+    if serializer is None and type(payload) is not dict and isinstance(payload, BaseModel):
         serializer = payload.__pydantic_serializer__
     try:
         data = to_json(payload) if serializer is None else serializer.to_json(payload)

@@ -182,7 +182,10 @@ class LocalHandler(BaseEventHandler):
 
     def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
         """Return who receives events of this name, each once, in the order of registration."""
-        return self._functions(name) if self._whole is None else (self._whole,)
+        if self._whole is not None:
+            return (self._whole,)
+        found = self._routes.get(name)
+        return self._functions(name) if found is None else found
 
     def _functions(self, name: str) -> tuple[Subscriber, ...]:
         routes = self._routes
