@@ -62,7 +62,7 @@ class Delivery:
 
     __slots__ = (
         "_arrived", "_attended", "_coming", "_is_copied", "_is_cut_off", "_is_pausing", "_item", "_lines", "_ready",
-        "_receivers", "_reinforcement", "_settled", "_tasks", "_workers", "bus", "is_stopped", "loop", "scope",
+        "_receivers", "_reinforcement", "_settled", "_workers", "bus", "is_stopped", "loop", "scope",
         "slice_end", "tally",
     )  # fmt: skip
 
@@ -77,10 +77,9 @@ class Delivery:
         self._is_pausing = False
         self._attended = 0  # lines that the ASGI call waits for
         self._settled: asyncio.Future[None] | None = None
-        self._workers = 0
         self._reinforcement: asyncio.Handle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._coming: set[asyncio.Task[None]] = set()  # of these, those that have yet to begin
+        self._workers: set[asyncio.Task[None]] = set()
+        self._coming = 0  # workers that have yet to begin
         self._arrived: deque[tuple[Event[Any], Context]] = deque()
         self._receivers: Iterator[Subscriber] | None = None  # whom the first of these has yet to be given to
         self._is_copied = False  # each of them gets a payload of its own
@@ -133,11 +132,11 @@ class Delivery:
     def cut_off(self) -> "set[asyncio.Task[None]]":
         """Begin nothing more, and cancel what runs; return that. Whoever calls this calls `give_up` later."""
         self.is_stopped = self._is_cut_off = True
-        for task in self._tasks:
+        for task in self._workers:
             # else its time limit has passed, or its subscriber failed, and it is closing what it has open
             if not task.cancelling() and task not in self.scope.closing:
                 task.cancel()
-        return self._tasks
+        return self._workers
 
     def give_up(self) -> list[GivenUp]:
         """Take all events off; return them with each subscriber that does not get them."""
@@ -176,15 +175,13 @@ class Delivery:
             self._reinforcement = None
 
     def _employ(self, *, eagerly: bool = False) -> None:
-        task: asyncio.Task[None]
+        # not by way of the loop: a task factory that starts tasks eagerly would nest one worker in another
         if eagerly and sys.version_info >= (3, 12):
-            task = asyncio.Task(self._work(), loop=self.loop, eager_start=True)
+            asyncio.Task(self._work(), loop=self.loop, eager_start=True)
         else:
-            task = self.loop.create_task(self._work())
-            self._coming.add(task)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._left)
+            work = self._work(waits=True)
+            work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
+            asyncio.Task(work, loop=self.loop)
 
     def _employ_more(self) -> None:
         """Employ workers for what is left, now that one has to wait.
@@ -197,16 +194,22 @@ class Delivery:
         left = len(self._ready) + len(self._arrived)
         if self._receivers is not None:
             left += operator.length_hint(self._receivers) - 1
-        for _ in range(min(left, self._workers) - len(self._coming)):
+        for _ in range(min(left, len(self._workers)) - self._coming):
             self._employ()
 
-    async def _work(self) -> None:
-        worker: Any = asyncio.current_task(self.loop)
-        self._workers += 1
-        self._coming.discard(worker)
-        self.slice_end = monotonic() + SLICE
+    async def _work(self, *, waits: bool = False) -> None:
+        worker: Any = None
         try:
-            while self._has_work():
+            if waits:
+                self._coming += 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._coming -= 1
+            worker = asyncio.current_task(self.loop)
+            self._workers.add(worker)
+            self.slice_end = monotonic() + SLICE
+            while (self._arrived or self._ready) and not self.is_stopped:
                 if self._arrived:
                     await self._hand_out(worker)
                 else:
@@ -224,19 +227,13 @@ class Delivery:
             self.is_stopped = True
             raise
         finally:
-            self._workers -= 1
+            self._workers.discard(worker)
             if self._has_work():
                 self._call_reinforcement()
             elif not self._workers and not self.is_stopped:
                 self._rest()
             elif not self._workers and not self._is_cut_off:
                 self.bus.reporter.lost(self.give_up(), "its event loop ended")
-
-    def _left(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        self._coming.discard(task)
-        if task.cancelled() and self._has_work():
-            self._call_reinforcement()  # it may have been cancelled before it began
 
     def _rest(self) -> None:
         if self._reinforcement is not None:
