@@ -717,3 +717,41 @@ async def test_where_all_tasks_start_eagerly_workers_do_not_nest():
         async with bus.scope():
             dispatch("a")
         assert bus.stats().delivered == 1000
+
+
+async def test_one_event_for_many_subscribers_leaves_the_loop_time_for_other_things():
+    handled = 0
+
+    def make() -> Callable[..., Any]:
+        async def subscriber(event: Event[Any]) -> None:
+            nonlocal handled
+            handled += 1
+            _work(0.00005)
+
+        return subscriber
+
+    async with EventBus([local(*(make() for _ in range(2000)))]) as bus:
+        async with bus.scope():
+            dispatch("a")
+            heartbeat = await Heartbeat(lambda: handled).__aenter__()
+        await heartbeat.__aexit__()
+        assert bus.stats().delivered == handled == 2000
+    assert heartbeat.most <= 1000
+
+
+async def test_a_subscriber_that_cancels_its_task_and_returns_does_not_cancel_the_next():
+    handled: list[str] = []
+
+    async def first(event: Event[Any]) -> None:
+        asyncio.current_task().cancel()
+
+    async def second(event: Event[Any]) -> None:
+        await asyncio.sleep(0)
+        handled.append(event.name)
+
+    async with EventBus([local(first, second)]) as bus:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+        assert (bus.stats().delivered, bus.stats().failed) == (4, 0)
+    assert handled == ["a", "b"]
