@@ -755,3 +755,18 @@ async def test_a_subscriber_that_cancels_its_task_and_returns_does_not_cancel_th
             dispatch("b")
         assert (bus.stats().delivered, bus.stats().failed) == (4, 0)
     assert handled == ["a", "b"]
+
+
+async def test_a_subscriber_that_suspends_alone_needs_one_task():
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[Any]]()
+
+    async def subscriber(event: Event[Any]) -> None:
+        loop.call_soon(lambda: tasks.update(asyncio.all_tasks()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async with EventBus([local(subscriber)]) as bus:
+        async with bus.scope():
+            before = asyncio.all_tasks()
+            dispatch("a")
+    assert len(tasks - before) == 1
