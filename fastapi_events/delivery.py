@@ -353,8 +353,6 @@ class Delivery:
         line, item = self._in_line(subscriber, event, context)
         line.running[item] = 1
         line.workers = 1
-        if not operator.length_hint(self._receivers or ()):
-            self._end()
         return line, item
 
     def _in_line(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
