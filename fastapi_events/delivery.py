@@ -120,8 +120,7 @@ class Delivery:
             times.extend(item.event._at for item in list(line.running)[:1])
             with suppress(IndexError):  # the last one may just have gone
                 times.append(line.waiting[0].event._at)
-        with suppress(IndexError):
-            times.append(self._arrived[0][0]._at)
+        times.extend(event._at for event, _ in list(self._arrived))  # what is to go now may stand before older ones
         return min(times, default=None)
 
     def unfinished(self) -> list[Event[Any]]:
