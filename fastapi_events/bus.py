@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
-from fastapi_events.delivery import Delivery
+from fastapi_events.delivery import Delivery, deliver
 from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, check_registry, dispatch_is_disabled
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
@@ -328,8 +328,8 @@ class EventBus(Dispatcher):
         elif backlog and not _runs(scope.loop, exception):  # the request or block is thrown away with it
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
-            self._delivery(scope, scope.loop).add(backlog, copy_context(), eagerly=True)
-        elif scope.delivery is None or scope.delivery not in self._under_way.deliveries:
+            self._deliver(scope, scope.loop, backlog, copy_context())
+        if scope.delivery is None or scope.delivery not in self._under_way.deliveries:
             scope.disconnect()
         if self._under_way.watchers:
             self._under_way.changed()
@@ -382,6 +382,13 @@ class EventBus(Dispatcher):
         found = self._route(event[0])
         return [subscriber for subscriber in found if subscriber.is_function] if event._opaque else found
 
+    def delivery_of(self, scope: Scope) -> Delivery:
+        """Return what goes on with the events of a scope; made when it is first asked for."""
+        if scope.delivery is None or scope.delivery.loop.is_closed():
+            loop = asyncio.get_running_loop()
+            scope.delivery = Delivery(self, scope, loop, self._ledger.tally(loop))
+        return scope.delivery  # type: ignore[no-any-return]
+
     def active(self, delivery: Delivery) -> None:
         """Keep a delivery that has work."""
         self._under_way.deliveries.add(delivery)
@@ -399,7 +406,7 @@ class EventBus(Dispatcher):
         if scope is None:
             scope = Scope(self, loop)
             scope.ended = True  # it has no request or block
-        self._delivery(scope, loop).add([event], context, eagerly=True)
+        self._deliver(scope, loop, (event,), context)
 
     def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
         """Count events as no longer pending; return them with each subscriber that does not get them."""
@@ -442,12 +449,15 @@ class EventBus(Dispatcher):
             why = "the bus was stopped" if is_stopped else "its event loop is closed"
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
         elif loop is here and scope is not None:
-            self._delivery(scope, loop).add([event], context)
+            self.delivery_of(scope).add(event, context)
 
-    def _delivery(self, scope: Scope, loop: Any) -> Delivery:
-        if scope.delivery is None or scope.delivery.loop.is_closed():
-            scope.delivery = Delivery(self, scope, loop, self._ledger.tally(loop))
-        return scope.delivery  # type: ignore[no-any-return]
+    def _deliver(self, scope: Scope, loop: Any, events: Sequence[Event[Any]], context: Context) -> None:
+        if scope.delivery is None:
+            deliver(scope, loop, self._ledger.tally(loop), events, context)
+        else:
+            delivery = self.delivery_of(scope)
+            for event in events:
+                delivery.add(event, context)
 
     def _fulfilled(
         self, backlog: list[Event[Any]], conditions: Mapping[int, DeliverOn], outcome: Outcome

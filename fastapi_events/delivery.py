@@ -1,30 +1,30 @@
 """From a scope's events to its subscribers, side by side, each in order.
 
 A worker, which is a task of the bus, calls the subscribers of event after event. Most never suspend, and are done with
-that. For one that suspends, or has options such as a timeout, the `Delivery` keeps a line: its events in their order.
-The worker that called it waits with it, and others are made for what is left. So subscribers run side by side where
-they suspend, and there is no task, and no line, for those that do not.
+that: `deliver` does no more. For one that suspends, or has options such as a timeout, the scope gets a `Delivery`, and
+that a line: the subscriber's events in their order. The worker that called it waits with it, and others are made for
+what is left. So subscribers run side by side where they suspend, and there is one task for those that do not.
 """
 
 import asyncio
 import operator
-import sys
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import repeat
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from fastapi_events.eager import start_eagerly
 from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
-from fastapi_events.line import Item, Line, call_of, resumed
+from fastapi_events.line import Item, Line, call_with_copy, resumed
 from fastapi_events.reporter import GivenUp, Reporter
 from fastapi_events.scope import Bus, Scope, current_event, current_scope
 from fastapi_events.subscriber import Subscriber
 
-__all__ = ["Delivery", "DeliveryBus"]
+__all__ = ["Delivery", "DeliveryBus", "deliver"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 
@@ -46,6 +46,123 @@ class DeliveryBus(Bus, Protocol):
     def idle(self, delivery: "Delivery") -> None:
         """Let a delivery go."""
         ...
+
+    def delivery_of(self, scope: Scope) -> "Delivery":
+        """Return what goes on with the events of a scope; made when it is first asked for."""
+        ...
+
+    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
+        """Count events as no longer pending; return them with each subscriber that does not get them."""
+        ...
+
+
+class Begun(NamedTuple):
+    """The call of a subscriber that has suspended or failed.
+
+    Attributes:
+        context: its own.
+        work: the coroutine.
+        awaited: what it waits for.
+        error: how it failed; None if it did not.
+    """
+
+    subscriber: Subscriber
+    context: Context
+    work: Coroutine[Any, Any, None]
+    awaited: Any
+    error: BaseException | None
+
+
+class Left(NamedTuple):
+    """What is left of an event when something cannot be done at once.
+
+    Attributes:
+        receivers: who has yet to be given it.
+        copied: each of them gets a payload of its own.
+        begun: the call that goes on; None if none does.
+        slice_end: as in a Delivery.
+    """
+
+    receivers: Iterator[Subscriber]
+    copied: bool
+    begun: Begun | None
+    slice_end: float
+
+
+def deliver(
+    scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally, events: Sequence[Event[Any]], context: Context
+) -> None:
+    """Hand events to their subscribers, which run in copies of the context; the scope has no Delivery so far.
+
+    When this returns, either all is done, or the scope has one.
+    """
+    if context.get(current_scope) is not scope:
+        context.run(current_scope.set, scope)
+    start_eagerly(_deliver(scope, loop, tally, events, context), loop)
+
+
+async def _deliver(
+    scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally, events: Sequence[Event[Any]], context: Context
+) -> None:
+    bus: DeliveryBus = scope.bus
+    coming = iter(events)
+    try:
+        left = _deliver_at_once(bus, scope, tally, coming, context, asyncio.current_task(loop))
+    except BaseException:  # Ctrl-C, between two calls
+        bus.reporter.lost(bus.lose(_with_last(events, coming)), "its delivery was interrupted")
+        raise
+    if left is not None:
+        await bus.delivery_of(scope).take_over(_with_last(events, coming), context, left)
+
+
+def _deliver_at_once(
+    bus: DeliveryBus, scope: Scope, tally: Tally, events: Iterator[Event[Any]], context: Context, worker: Any
+) -> Left | None:
+    """Call the subscribers of event after event until one cannot be done at once; return what is left of that event.
+
+    For most requests this is all: without a Delivery's state, which is for what suspends, a request with one event
+    takes 12 to 20 % less time. Where there is a Delivery, `_hand_out` does the same.
+    """
+    slice_end = monotonic() + SLICE
+    for event in events:
+        subscribers, copied = _begin(bus, event, context)
+        receivers = iter(subscribers)
+        for subscriber in receivers:
+            if not subscriber.is_plain:
+                return Left(iter([subscriber, *receivers]), copied, None, slice_end)
+            own = context.copy()
+            call = subscriber.call
+            work = call_with_copy(call, event, scope) if copied else call(event, scope)
+            try:
+                awaited = own.run(work.send, None)
+            except StopIteration:
+                tally.delivered += 1
+                if monotonic() < slice_end and not worker.cancelling():
+                    continue
+                begun = None
+            except BaseException as error:
+                begun = Begun(subscriber, own, work, None, error)
+            else:
+                begun = Begun(subscriber, own, work, awaited, None)
+            return Left(receivers, copied, begun, slice_end)
+        if not subscribers and monotonic() >= slice_end:  # there may be no end of them
+            return Left(receivers, copied, None, slice_end)
+        tally.finished += 1
+    return None
+
+
+def _begin(bus: DeliveryBus, event: Event[Any], context: Context) -> tuple[Sequence[Subscriber], bool]:
+    """Begin with an event; return who receives it, and whether each of them gets a payload of its own."""
+    subscribers = bus.subscribers(event)
+    if not subscribers:
+        bus.reporter.unheard(event)
+    context.run(current_event.set, event)
+    return subscribers, not event._shared and (len(subscribers) > 1 or bus.copies_payloads)
+
+
+def _with_last(events: Sequence[Event[Any]], coming: Iterator[Event[Any]]) -> Sequence[Event[Any]]:
+    """Return what an iterator of events has yet to give, and the one that it gave last."""
+    return events[max(len(events) - operator.length_hint(coming) - 1, 0) :]
 
 
 class Delivery:
@@ -87,19 +204,22 @@ class Delivery:
         self._lines: dict[Subscriber, Line] = {}
         self._ready: deque[Line] = deque()
 
-    def add(self, events: Iterable[Event[Any]], context: Context, *, eagerly: bool = False) -> None:
-        """Take events, in dispatch order; their subscribers run in copies of the context.
-
-        Nothing is delivered before this returns, unless `eagerly` is set and the interpreter can (CPython 3.12).
-        """
+    def add(self, event: Event[Any], context: Context) -> None:
+        """Take an event; its subscribers run in copies of the context, in dispatch order, and after this returns."""
         self.bus.active(self)
         if context.get(current_scope) is not self.scope:
             context.run(current_scope.set, self.scope)
-        self._arrived.extend(zip(events, repeat(context)))
-        if eagerly:
-            self._employ(eagerly=True)
-        else:
-            self._call_reinforcement()
+        self._arrived.append((event, context))
+        self._call_reinforcement()
+
+    async def take_over(self, events: Sequence[Event[Any]], context: Context, left: Left) -> None:
+        """Go on with events that came before all others, in the task that began with them."""
+        self.bus.active(self)
+        self._arrived.extendleft(zip(reversed(events), repeat(context)))
+        self._receivers = left.receivers
+        self._is_copied = left.copied
+        self.slice_end = left.slice_end
+        await self._work(left.begun)
 
     def is_settled(self) -> bool:
         """Tell whether every first attempt has ended."""
@@ -173,14 +293,11 @@ class Delivery:
             self._reinforcement.cancel()
             self._reinforcement = None
 
-    def _employ(self, *, eagerly: bool = False) -> None:
+    def _employ(self) -> None:
         # not by way of the loop: a task factory that starts tasks eagerly would nest one worker in another
-        if eagerly and sys.version_info >= (3, 12):
-            asyncio.Task(self._work(), loop=self.loop, eager_start=True)
-        else:
-            work = self._work(waits=True)
-            work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
-            asyncio.Task(work, loop=self.loop)
+        work = self._work_in_turn()
+        work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
+        asyncio.Task(work, loop=self.loop)
 
     def _employ_more(self) -> None:
         """Employ workers for what is left, now that one has to wait.
@@ -196,18 +313,28 @@ class Delivery:
         for _ in range(min(left, len(self._workers)) - self._coming):
             self._employ()
 
-    async def _work(self, *, waits: bool = False) -> None:
-        worker: Any = None
+    async def _work_in_turn(self) -> None:
+        self._coming += 1
         try:
-            if waits:
-                self._coming += 1
-                try:
-                    await asyncio.sleep(0)
-                finally:
-                    self._coming -= 1
-            worker = asyncio.current_task(self.loop)
-            self._workers.add(worker)
-            self.slice_end = monotonic() + SLICE
+            await asyncio.sleep(0)
+        except BaseException as error:
+            self.is_stopped = self.is_stopped or isinstance(error, GeneratorExit)
+            self._leave(None)
+            raise
+        finally:
+            self._coming -= 1
+        self.slice_end = monotonic() + SLICE
+        await self._work()
+
+    async def _work(self, begun: Begun | None = None) -> None:
+        worker: Any = asyncio.current_task(self.loop)
+        self._workers.add(worker)
+        try:
+            if begun is not None:
+                event, context = self._arrived[0]
+                await self._go_on(begun, event, context)
+            if worker.cancelling():
+                await self.uncancel()
             while (self._arrived or self._ready) and not self.is_stopped:
                 if self._arrived:
                     await self._hand_out(worker)
@@ -226,13 +353,16 @@ class Delivery:
             self.is_stopped = True
             raise
         finally:
-            self._workers.discard(worker)
-            if self._has_work():
-                self._call_reinforcement()
-            elif not self._workers and not self.is_stopped:
-                self._rest()
-            elif not self._workers and not self._is_cut_off:
-                self.bus.reporter.lost(self.give_up(), "its event loop ended")
+            self._leave(worker)
+
+    def _leave(self, worker: Any) -> None:
+        self._workers.discard(worker)
+        if self._has_work():
+            self._call_reinforcement()
+        elif not self._workers and not self.is_stopped:
+            self._rest()
+        elif not self._workers and not self._is_cut_off:
+            self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _rest(self) -> None:
         if self._reinforcement is not None:
@@ -301,18 +431,17 @@ class Delivery:
                     self._enqueue(subscriber, event, context)
                 else:
                     own = context.copy()
-                    call = call_of(subscriber, event, scope, self._is_copied)
+                    call = subscriber.call
+                    work = call_with_copy(call, event, scope) if self._is_copied else call(event, scope)
                     try:
-                        awaited = own.run(call.send, None)
+                        awaited = own.run(work.send, None)
                     except StopIteration:
                         tally.delivered += 1
                     except BaseException as error:
-                        line, item = self._begun(subscriber, event, context)
-                        await self._run(line, own, line.fail(item, error, 1))
+                        await self._go_on(Begun(subscriber, own, work, None, error), event, context)
                         return
                     else:
-                        line, item = self._begun(subscriber, event, context)
-                        await self._run(line, own, line.settle(item, resumed(self, operator.call, call, awaited)))
+                        await self._go_on(Begun(subscriber, own, work, awaited, None), event, context)
                         return
                 if monotonic() >= self.slice_end or worker.cancelling():
                     return
@@ -322,11 +451,7 @@ class Delivery:
 
     def _begin(self, event: Event[Any], context: Context) -> Iterator[Subscriber]:
         """Begin with the first event that arrived; return who receives it."""
-        subscribers = self.bus.subscribers(event)
-        if not subscribers:
-            self.bus.reporter.unheard(event)
-        context.run(current_event.set, event)
-        self._is_copied = not event._shared and (len(subscribers) > 1 or self.bus.copies_payloads)
+        subscribers, self._is_copied = _begin(self.bus, event, context)
         receivers = self._receivers = iter(subscribers)
         return receivers
 
@@ -347,12 +472,16 @@ class Delivery:
         line.waiting.append(item)
         self.offer(line)
 
-    def _begun(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
-        """Make a line for a subscriber that has been called, and has not ended."""
-        line, item = self._in_line(subscriber, event, context)
+    async def _go_on(self, begun: Begun, event: Event[Any], context: Context) -> None:
+        """Make a line for a subscriber that has been called and has not ended well, and go on with the call."""
+        line, item = self._in_line(begun.subscriber, event, context)
         line.running[item] = 1
         line.workers = 1
-        return line, item
+        if begun.error is not None:
+            work = line.fail(item, begun.error, 1)
+        else:
+            work = line.settle(item, resumed(self, operator.call, begun.work, begun.awaited))
+        await self._run(line, begun.context, work)
 
     def _in_line(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
         item = self._item

@@ -19,7 +19,7 @@ from fastapi_events.subscriber import Subscriber
 if TYPE_CHECKING:
     from fastapi_events.delivery import Delivery
 
-__all__ = ["Item", "Line", "call_of", "resumed"]
+__all__ = ["Item", "Line", "call_with_copy", "resumed"]
 
 BATCH: Final = 1000  # events at most that one thread hop, or one call of handle_many, is given
 
@@ -118,8 +118,10 @@ class Line:
             if self.waiting and self.subscriber.concurrency > 1:
                 self._delivery.offer(self)
             if self.subscriber.is_plain:
-                current_event.set(item.event)
-                await self.settle(item, call_of(self.subscriber, item.event, self._delivery.scope, item.copied))
+                event, scope = item.event, self._delivery.scope
+                current_event.set(event)
+                call = self.subscriber.call
+                await self.settle(item, call_with_copy(call, event, scope) if item.copied else call(event, scope))
             else:
                 await self._persist(item)
             if self.subscriber.concurrency > 1 or self._delivery.has_had_enough() or _is_cancelled(self._delivery.loop):
@@ -305,15 +307,9 @@ class Line:
         return self._delivery.ends_worker(error)
 
 
-def call_of(subscriber: Subscriber, event: Event[Any], scope: Scope, is_copied: bool) -> Coroutine[Any, Any, None]:
-    """Return the call of an async subscriber, which has not begun."""
-    call: Coroutine[Any, Any, None]
-    call = _call_with_copy(subscriber, event, scope) if is_copied else subscriber.call(event, scope)
-    return call
-
-
-async def _call_with_copy(subscriber: Subscriber, event: Event[Any], scope: Scope) -> None:
-    await subscriber.call(event.for_subscriber(), scope)
+async def call_with_copy(call: Callable[[Any, Scope], Any], event: Event[Any], scope: Scope) -> None:
+    """Call an async subscriber with a payload of its own, which is made in its own context."""
+    await call(event.for_subscriber(), scope)
 
 
 @types.coroutine

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Self
 
+import anyio
 import pytest
 
 from fastapi_events import BaseEventHandler, Event, EventBus, Failure, LocalHandler, dispatch
@@ -587,7 +588,6 @@ async def test_stats_may_be_asked_for_from_threads_during_a_delivery():
     assert errors == []
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks cannot start eagerly")
 async def test_what_does_not_suspend_is_handled_before_the_loop_turns():
     names: list[str] = []
     turns: list[int] = []
@@ -602,6 +602,80 @@ async def test_what_does_not_suspend_is_handled_before_the_loop_turns():
             asyncio.get_running_loop().call_soon(lambda: turns.append(len(names)))
         assert turns == []
         assert names == ["a", "b"]
+
+
+@pytest.mark.parametrize("first", ["nothing", "one that does not suspend"])
+async def test_a_subscriber_runs_in_one_task_which_is_not_that_of_the_block(first):
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def at_once(event: Event[Any]) -> None:
+        tasks.append(asyncio.current_task())
+
+    async def subscriber(event: Event[Any]) -> None:
+        tasks.append(asyncio.current_task())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):  # which would cancel the task in which it began
+                await asyncio.Event().wait()
+        with anyio.move_on_after(0.01) as limit:  # and this one checks that it ends in the same
+            await anyio.sleep_forever()
+        assert limit.cancelled_caught
+        tasks.append(asyncio.current_task())
+
+    block = asyncio.current_task()
+    async with EventBus([local(*([at_once] if first != "nothing" else []), subscriber)]) as bus:
+        async with bus.scope():
+            dispatch("a")
+        assert asyncio.current_task() is block
+        assert (bus.stats().failed, bus.stats().pending) == (0, 0)
+    assert len(tasks) == 2 + (first != "nothing")
+    assert len(set(tasks)) == 1
+    assert block not in tasks
+
+
+async def test_a_subscriber_that_cancels_its_task_before_it_first_suspends_is_cancelled_where_it_waits():
+    failures: list[Failure] = []
+    inner: list[asyncio.Task[None]] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        inner.append(asyncio.create_task(asyncio.sleep(60)))
+        await inner[0]
+
+    async def other(event: Event[Any]) -> None:
+        await asyncio.sleep(0)
+
+    async with EventBus([local(subscriber, other)], on_error=failures.append) as bus, bus.scope():
+        dispatch("a")
+    assert inner[0].cancelled()
+    assert [type(failure.exception) for failure in failures] == [asyncio.CancelledError]
+    assert bus.stats().delivered == 1
+
+
+async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(monkeypatch, caplog):
+    handled: list[str] = []
+    failures: list[Failure] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        handled.append(event.name)
+
+    def interrupted() -> float:
+        if handled:
+            raise KeyboardInterrupt
+        return time.monotonic()
+
+    async with EventBus([local(subscriber)], on_error=failures.append) as bus:
+        monkeypatch.setattr("fastapi_events.delivery.monotonic", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            async with bus.scope():
+                for name in "abc":
+                    dispatch(name)
+        monkeypatch.undo()
+        assert handled == ["a"]
+        assert [failure.event.name for failure in failures] == ["a", "b", "c"]  # of the first this cannot be told
+        assert bus.stats().pending == 0
+    assert caplog.text.count("its delivery was interrupted") == 3
 
 
 async def test_whenever_something_waits_stats_tell_its_age():
