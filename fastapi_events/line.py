@@ -326,9 +326,11 @@ def resumed(
         value: Any = None
         try:
             value = yield awaited
+        except GeneratorExit:  # the loop has gone, and its tasks are thrown away
+            delivery.is_stopped = True
+            run(work.close)  # which may have been thrown away already
+            raise
         except BaseException as error:
-            if isinstance(error, GeneratorExit):  # the loop has gone, and its tasks are thrown away
-                delivery.is_stopped = True
             value, step = error, work.throw
         try:
             awaited = run(step, value)
