@@ -4,6 +4,7 @@ import asyncio
 import sys
 from asyncio import AbstractEventLoop
 from collections.abc import Coroutine, Generator
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["start_eagerly"]
@@ -55,23 +56,18 @@ else:
 
         def rest(self) -> Generator[Any, Any, None]:
             """Do what the coroutine has yet to do, within its task."""
-            try:
-                thrown = yield from _outcome(None)
-                if self.has_ended:
-                    return
-                if self.error is not None:
-                    raise self.error
-                awaited = self.awaited
-                if thrown is None or (awaited is not None and awaited.cancel()):  # cancelled before its turn came
-                    thrown = yield from _outcome(awaited)
+            thrown = yield from _outcome(None)
+            if self.has_ended:
+                return
+            if self.error is not None:
+                raise self.error
+            awaited = self.awaited
+            if thrown is None or (awaited is not None and awaited.cancel()):  # cancelled before its turn came
+                thrown = yield from _outcome(awaited)
+            with suppress(StopIteration):
                 while True:
                     awaited = self.work.send(None) if thrown is None else self.work.throw(thrown)
                     thrown = yield from _outcome(awaited)
-            except StopIteration:
-                return
-            except GeneratorExit:  # the loop has gone
-                self.work.close()
-                raise
 
     def _outcome(awaited: Any) -> Generator[Any, Any, BaseException | None]:
         """Have the task wait for something; return what is thrown in then."""
