@@ -179,7 +179,7 @@ class Delivery:
 
     __slots__ = (
         "_arrived", "_attended", "_coming", "_is_copied", "_is_cut_off", "_is_pausing", "_item", "_lines", "_ready",
-        "_receivers", "_settled", "_workers", "bus", "is_stopped", "loop", "scope",
+        "_receivers", "_reinforcement", "_settled", "_workers", "bus", "is_stopped", "loop", "scope",
         "slice_end", "tally",
     )  # fmt: skip
 
@@ -194,8 +194,9 @@ class Delivery:
         self._is_pausing = False
         self._attended = 0  # lines that the ASGI call waits for
         self._settled: asyncio.Future[None] | None = None
+        self._reinforcement: asyncio.Handle | None = None
         self._workers: set[asyncio.Task[None]] = set()
-        self._coming = 0  # workers that are to begin when the loop turns
+        self._coming = 0  # workers that have yet to begin
         self._arrived: deque[tuple[Event[Any], Context]] = deque()
         self._receivers: Iterator[Subscriber] | None = None  # whom the first of these has yet to be given to
         self._is_copied = False  # each of them gets a payload of its own
@@ -209,8 +210,7 @@ class Delivery:
         if context.get(current_scope) is not self.scope:
             context.run(current_scope.set, self.scope)
         self._arrived.append((event, context))
-        if not self._coming:
-            self._employ()
+        self._call_reinforcement()
 
     async def take_over(self, events: Sequence[Event[Any]], context: Context, left: Left) -> None:
         """Go on with events that came before all others, in the task that began with them."""
@@ -227,7 +227,6 @@ class Delivery:
 
     async def settled(self) -> None:
         """Wait until every first attempt has ended."""
-        await asyncio.sleep(0)  # for most it is enough that workers begin, and costs half as much as a future
         if not self.is_settled():
             if self._settled is None:
                 self._settled = self.loop.create_future()
@@ -278,16 +277,26 @@ class Delivery:
 
     # Workers
 
-    def _employ(self) -> None:
-        """Have another worker begin when the loop turns, if there is something left for it then."""
-        self._coming += 1
-        self.loop.call_soon(self._begin_work)
+    def _call_reinforcement(self) -> None:
+        """Have a worker made as soon as the loop runs, unless the present one has done all by then."""
+        if self._reinforcement is None:
+            self._reinforcement = self.loop.call_soon(self._reinforce)
 
-    def _begin_work(self) -> None:
-        self._coming -= 1
-        if self._has_work() and not self._is_pausing:  # else two would take two slices of each turn of the loop
-            self.slice_end = monotonic() + SLICE
-            start_eagerly(self._work(), self.loop)
+    def _reinforce(self) -> None:
+        self._reinforcement = None
+        if self._has_work():
+            self._employ()
+
+    def _dismiss_reinforcement(self) -> None:
+        if self._reinforcement is not None:
+            self._reinforcement.cancel()
+            self._reinforcement = None
+
+    def _employ(self) -> None:
+        # not by way of the loop: a task factory that starts tasks eagerly would nest one worker in another
+        work = self._work_in_turn()
+        work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
+        asyncio.Task(work, loop=self.loop)
 
     def _employ_more(self) -> None:
         """Employ workers for what is left, now that one has to wait.
@@ -295,13 +304,26 @@ class Delivery:
         Up to as many as there are already: so a hundred subscribers that suspend have all begun after seven turns of
         the loop, not after a hundred.
         """
-        if self.is_stopped:
+        if self._reinforcement is not None or self.is_stopped:
             return
         left = len(self._ready) + len(self._arrived)
         if self._receivers is not None:
             left += operator.length_hint(self._receivers) - 1
         for _ in range(min(left, len(self._workers)) - self._coming):
             self._employ()
+
+    async def _work_in_turn(self) -> None:
+        self._coming += 1
+        try:
+            await asyncio.sleep(0)
+        except BaseException as error:
+            self.is_stopped = self.is_stopped or isinstance(error, GeneratorExit)
+            self._leave(None)
+            raise
+        finally:
+            self._coming -= 1
+        self.slice_end = monotonic() + SLICE
+        await self._work()
 
     async def _work(self, begun: Begun | None = None) -> None:
         worker: Any = asyncio.current_task(self.loop)
@@ -321,7 +343,8 @@ class Delivery:
                     await self.uncancel()
                 if self._has_work() and self.has_had_enough():
                     if self._is_pausing:
-                        break
+                        break  # two that go on after a pause would take two slices of each turn of the loop
+                    self._dismiss_reinforcement()  # and so would a new one
                     self._is_pausing = True
                     await self.pause()
                     self._is_pausing = False
@@ -329,16 +352,20 @@ class Delivery:
             self.is_stopped = True
             raise
         finally:
-            self._workers.discard(worker)
-            if self._has_work():
-                if not self._coming:
-                    self._employ()
-            elif not self._workers and not self.is_stopped:
-                self._rest()
-            elif not self._workers and not self._is_cut_off:
-                self.bus.reporter.lost(self.give_up(), "its event loop ended")
+            self._leave(worker)
+
+    def _leave(self, worker: Any) -> None:
+        self._workers.discard(worker)
+        if self._has_work():
+            self._call_reinforcement()
+        elif not self._workers and not self.is_stopped:
+            self._rest()
+        elif not self._workers and not self._is_cut_off:
+            self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _rest(self) -> None:
+        if self._reinforcement is not None:
+            self._dismiss_reinforcement()
         if self._lines:
             self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
         if self.scope.ended:
