@@ -329,11 +329,11 @@ class EventBus(Dispatcher):
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
             self._deliver(scope, scope.loop, backlog, copy_context())
-        if scope.delivery is None or scope.delivery not in self._under_way.deliveries:
+        delivery: Delivery | None = scope.delivery
+        if delivery is None or delivery not in self._under_way.deliveries:
             scope.disconnect()
         if self._under_way.watchers:
             self._under_way.changed()
-        delivery: Delivery | None = scope.delivery
         return None if delivery is None or delivery.is_settled() else delivery
 
     # For dispatching
