@@ -178,7 +178,7 @@ class Dispatcher(ABC):
         serializer = None
         if schema is not None and validate_payload:
             payload = schema.validate(payload)
-            serializer = schema.serializer
+            serializer = schema.serializer_of(payload)
         if payload_schema_dump is None:
             payload_schema_dump = target.payload_schema_dump
         if opaque:

@@ -69,7 +69,8 @@ class EventType(Generic[T]):
             pydantic.ValidationError: the payload does not fit.
             PayloadError: JSON cannot express it.
         """
-        taken, shared, data = freeze(self.schema.validate(payload), self.schema.serializer)
+        valid = self.schema.validate(payload)
+        taken, shared, data = freeze(valid, self.schema.serializer_of(valid))
         state: dict[str, Any] = {"_at": time.time_ns(), "_data": data}
         if shared:
             state["_shared"] = True

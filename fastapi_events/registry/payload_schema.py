@@ -12,7 +12,6 @@ from enum import Enum
 from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args, get_origin, overload
 
 from pydantic import BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, TypeAdapter
-from pydantic_core import SchemaSerializer
 
 from fastapi_events.errors import ConfigurationError, DuplicateEventError, EventNameMissingError
 from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
@@ -64,10 +63,9 @@ class Schema:
         # read anew each time: pydantic replaces it when a forward reference becomes known
         return self._adapter.validator if self._adapter else self.type.__pydantic_validator__
 
-    @property
-    def serializer(self) -> SchemaSerializer | None:
-        """What writes the payload; None where the payload itself is a model, which knows."""
-        return self._adapter.serializer if self._adapter else None
+    def serializer_of(self, payload: Any) -> Any:
+        """Return the SchemaSerializer that writes a payload which `validate` returned; a model brings its own."""
+        return self._adapter.serializer if self._adapter else payload.__pydantic_serializer__
 
     def validate(self, payload: object) -> Any:
         """Return the payload as this schema wants it.
@@ -79,7 +77,7 @@ class Schema:
         """
         if self._adapter is not None:
             return self.validator.validate_python(payload)
-        if not isinstance(payload, (self.type, dict)):
+        if type(payload) is not self.type and not isinstance(payload, (self.type, dict)):
             if payload is None and not self.type.__pydantic_root_model__:
                 payload = {}
             elif isinstance(payload, BaseModel):
