@@ -17,7 +17,8 @@ from typing_extensions import TypedDict
 
 from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
-from fastapi_events.delivery import Delivery, deliver
+from fastapi_events.delivery import Delivery
+from fastapi_events.direct import deliver
 from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, check_registry, dispatch_is_disabled
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
@@ -321,14 +322,16 @@ class EventBus(Dispatcher):
                 self._under_way.scopes.discard(scope)
         if backlog and scope.conditions:
             backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
+        loop: Any = scope.loop
         if backlog and self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
                 self._under_way.kept.extend((event, scope, context) for event in backlog)
-        elif backlog and not _runs(scope.loop, exception):  # the request or block is thrown away with it
+        elif backlog and exception is not None and loop is not buses.running_loop():
+            # thrown away with its loop, maybe in another thread
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
-            self._deliver(scope, scope.loop, backlog, copy_context())
+            deliver(scope, loop, self._ledger.tally(loop), backlog, copy_context())
         delivery: Delivery | None = scope.delivery
         if delivery is None or delivery not in self._under_way.deliveries:
             scope.disconnect()
@@ -406,7 +409,7 @@ class EventBus(Dispatcher):
         if scope is None:
             scope = Scope(self, loop)
             scope.ended = True  # it has no request or block
-        self._deliver(scope, loop, (event,), context)
+        deliver(scope, loop, self._ledger.tally(loop), (event,), context)
 
     def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
         """Count events as no longer pending; return them with each subscriber that does not get them."""
@@ -451,14 +454,6 @@ class EventBus(Dispatcher):
         elif loop is here and scope is not None:
             self.delivery_of(scope).add(event, context)
 
-    def _deliver(self, scope: Scope, loop: Any, events: Sequence[Event[Any]], context: Context) -> None:
-        if scope.delivery is None:
-            deliver(scope, loop, self._ledger.tally(loop), events, context)
-        else:
-            delivery = self.delivery_of(scope)
-            for event in events:
-                delivery.add(event, context)
-
     def _fulfilled(
         self, backlog: list[Event[Any]], conditions: Mapping[int, DeliverOn], outcome: Outcome
     ) -> list[Event[Any]]:
@@ -496,13 +491,6 @@ async def _stop_handlers(handlers: Iterable[Any]) -> None:
                 await stop()
             except Exception:
                 logger.exception("%s failed to stop", type(handler).__qualname__)
-
-
-def _runs(loop: Any, exception: BaseException | None) -> bool:
-    """Tell whether a request or block that ended with this exception did so on its running loop."""
-    # what is thrown away ends with an exception, maybe in another thread; asking for the running loop is a system call
-    # on CPython 3.11, which took 2 % of a request
-    return bool(loop.is_running()) and (exception is None or buses.running_loop() is loop)
 
 
 def _succeeded(outcome: Outcome) -> bool:

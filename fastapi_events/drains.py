@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from fastapi_events.delivery import SLICE, Delivery
+from fastapi_events.delivery import Delivery
+from fastapi_events.direct import SLICE
 from fastapi_events.event import Event
 from fastapi_events.reporter import GivenUp, Reporter
 from fastapi_events.reports import DrainReport, Undelivered

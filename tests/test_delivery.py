@@ -666,7 +666,7 @@ async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(monkey
         return time.monotonic()
 
     async with EventBus([local(subscriber)], on_error=failures.append) as bus:
-        monkeypatch.setattr("fastapi_events.delivery.monotonic", interrupted)
+        monkeypatch.setattr("fastapi_events.direct.monotonic", interrupted)
         with pytest.raises(KeyboardInterrupt):
             async with bus.scope():
                 for name in "abc":
