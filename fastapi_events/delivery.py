@@ -155,7 +155,7 @@ class Delivery:
 
     def _employ(self) -> None:
         # not by way of the loop: a task factory that starts tasks eagerly would nest one worker in another
-        work = self._work_in_turn()
+        work = self._work(waits=True)
         work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
         asyncio.Task(work, loop=self.loop)
 
@@ -173,36 +173,31 @@ class Delivery:
         for _ in range(min(left, len(self._workers)) - self._coming):
             self._employ()
 
-    async def _work_in_turn(self) -> None:
-        self._coming += 1
+    async def _work(self, begun: Begun | None = None, *, waits: bool = False) -> None:
+        worker: Any = None
         try:
-            await asyncio.sleep(0)
-        except BaseException as error:
-            self.is_stopped = self.is_stopped or isinstance(error, GeneratorExit)
-            self._leave(None)
-            raise
-        finally:
-            self._coming -= 1
-        self.slice_end = monotonic() + SLICE
-        await self._work()
-
-    async def _work(self, begun: Begun | None = None) -> None:
-        worker: Any = asyncio.current_task(self.loop)
-        self._workers.add(worker)
-        try:
-            if begun is not None:
-                event, context = self._arrived[0]
-                await self._go_on(begun, event, context)
-            if worker.cancelling():
+            if waits:
+                self._coming += 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    self._coming -= 1
+                self.slice_end = monotonic() + SLICE
+            worker = asyncio.current_task(self.loop)
+            self._workers.add(worker)
+            if begun is None and worker.cancelling():
                 await self.uncancel()
-            while (self._arrived or self._ready) and not self.is_stopped:
-                if self._arrived:
-                    await self._hand_out(worker)
+            while begun is not None or ((self._arrived or self._ready) and not self.is_stopped):
+                if begun is not None:
+                    await self._go_on(begun)
+                    begun = None
+                elif self._arrived:
+                    begun = self._hand_out(worker)
                 else:
                     await self._serve(self._ready.popleft())
-                if worker.cancelling():
+                if begun is None and worker.cancelling():
                     await self.uncancel()
-                if self._has_work() and self.has_had_enough():
+                if begun is None and self._has_work() and self.has_had_enough():
                     if self._is_pausing:
                         break  # two that go on after a pause would take two slices of each turn of the loop
                     self._dismiss_reinforcement()  # and so would a new one
@@ -213,16 +208,13 @@ class Delivery:
             self.is_stopped = True
             raise
         finally:
-            self._leave(worker)
-
-    def _leave(self, worker: Any) -> None:
-        self._workers.discard(worker)
-        if self._has_work():
-            self._call_reinforcement()
-        elif not self._workers and not self.is_stopped:
-            self._rest()
-        elif not self._workers and not self._is_cut_off:
-            self.bus.reporter.lost(self.give_up(), "its event loop ended")
+            self._workers.discard(worker)
+            if self._has_work():
+                self._call_reinforcement()
+            elif not self._workers and not self.is_stopped:
+                self._rest()
+            elif not self._workers and not self._is_cut_off:
+                self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _rest(self) -> None:
         if self._reinforcement is not None:
@@ -277,7 +269,7 @@ class Delivery:
 
     # From what arrived to subscribers
 
-    async def _hand_out(self, worker: Any) -> None:
+    def _hand_out(self, worker: Any) -> Begun | None:
         """Give what arrived to its subscribers, until one suspends or fails, or it is time for other things.
 
         Those without options are called here, and most end here: neither a line nor a task is made for them. The
@@ -298,16 +290,15 @@ class Delivery:
                     except StopIteration:
                         tally.delivered += 1
                     except BaseException as error:
-                        await self._go_on(Begun(subscriber, own, work, None, error), event, context)
-                        return
+                        return Begun(subscriber, own, work, None, error)
                     else:
-                        await self._go_on(Begun(subscriber, own, work, awaited, None), event, context)
-                        return
+                        return Begun(subscriber, own, work, awaited, None)
                 if monotonic() >= self.slice_end or worker.cancelling():
-                    return
+                    return None
             self._end()
             if monotonic() >= self.slice_end:
-                return  # there may be no end of events that nobody receives
+                break  # there may be no end of events that nobody receives
+        return None
 
     def _begin(self, event: Event[Any], context: Context) -> Iterator[Subscriber]:
         """Begin with the first event that arrived; return who receives it."""
@@ -332,8 +323,9 @@ class Delivery:
         line.waiting.append(item)
         self.offer(line)
 
-    async def _go_on(self, begun: Begun, event: Event[Any], context: Context) -> None:
-        """Make a line for a subscriber that has been called and has not ended well, and go on with the call."""
+    def _go_on(self, begun: Begun) -> Coroutine[Any, Any, None]:
+        """Make a line for a subscriber of the first event that has suspended or failed, and go on with its call."""
+        event, context = self._arrived[0]
         line, item = self._in_line(begun.subscriber, event, context)
         line.running[item] = 1
         line.workers = 1
@@ -341,7 +333,7 @@ class Delivery:
             work = line.fail(item, begun.error, 1)
         else:
             work = line.settle(item, resumed(self, operator.call, begun.work, begun.awaited))
-        await self._run(line, begun.context, work)
+        return self._run(line, begun.context, work)
 
     def _in_line(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
         item = self._item
