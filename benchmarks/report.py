@@ -117,9 +117,7 @@ def _served(served: Any) -> str:
     ]
     words = (
         f"One worker on one core, uvloop and httptools; {CONNECTIONS} kept-alive connections from a process on another "
-        "core, each sending when its answer is there. By name, one async subscriber. Medians. On CPython 3.11 a full "
-        "collection of garbage, which takes 11 ms and finds none, falls into most rounds of ours with events and makes "
-        "their p99: objects that outlive a turn of the loop count for it. After `gc.freeze()` it is 2 ms."
+        "core, each sending when its answer is there. By name, one async subscriber. Medians."
     )
     return words + "\n\n" + _table(["", "requests/s", "p50", "p99", "server CPU a request"], rows)
 
