@@ -6,6 +6,7 @@ suspends, or fails, or has options such as a timeout, the scope gets a `Delivery
 
 import asyncio
 import operator
+import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextvars import Context
 from time import monotonic
@@ -94,7 +95,8 @@ def deliver(
 
     When this returns, either all is done, or the scope has a Delivery, which goes on.
     """
-    if scope.delivery is not None:
+    if scope.delivery is not None or sys.exception() is not None:
+        # the exception that ends a request is no context of what a subscriber raises, nor for it to see
         delivery = scope.bus.delivery_of(scope)
         for event in events:
             delivery.add(event, context)
