@@ -588,14 +588,15 @@ async def test_stats_may_be_asked_for_from_threads_during_a_delivery():
     assert errors == []
 
 
-async def test_what_does_not_suspend_is_handled_before_the_loop_turns():
+@pytest.mark.parametrize("options", [{}, {"timeout": 60.0}], ids=["plain", "with options"])
+async def test_what_does_not_suspend_is_handled_before_the_loop_turns(options):
     names: list[str] = []
     turns: list[int] = []
 
     async def subscriber(event: Event[Any]) -> None:
         names.append(event.name)
 
-    async with EventBus([local(subscriber)]) as bus:
+    async with EventBus([local(subscriber, **options)]) as bus:
         async with bus.scope():
             dispatch("a")
             dispatch("b")
@@ -653,7 +654,25 @@ async def test_a_subscriber_that_cancels_its_task_before_it_first_suspends_is_ca
     assert bus.stats().delivered == 1
 
 
-async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(monkeypatch, caplog):
+async def test_a_subscriber_sees_nothing_of_the_exception_that_ended_the_block():
+    seen: list[BaseException | None] = []
+    failures: list[Failure] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        seen.append(sys.exception())
+        raise ValueError
+
+    async with EventBus([local(subscriber)], on_error=failures.append) as bus:
+        with pytest.raises(KeyError):
+            async with bus.scope():
+                dispatch("a")
+                raise KeyError
+    assert seen == [None]
+    assert [failure.exception.__context__ for failure in failures] == [None]
+
+
+@pytest.mark.parametrize("begun", [["a"], []])
+async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(begun, monkeypatch, caplog):
     handled: list[str] = []
     failures: list[Failure] = []
 
@@ -661,7 +680,7 @@ async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(monkey
         handled.append(event.name)
 
     def interrupted() -> float:
-        if handled:
+        if handled == begun:
             raise KeyboardInterrupt
         return time.monotonic()
 
@@ -672,7 +691,7 @@ async def test_what_ctrl_c_interrupts_between_two_subscribers_is_reported(monkey
                 for name in "abc":
                     dispatch(name)
         monkeypatch.undo()
-        assert handled == ["a"]
+        assert handled == begun
         assert [failure.event.name for failure in failures] == ["a", "b", "c"]  # of the first this cannot be told
         assert bus.stats().pending == 0
     assert caplog.text.count("its delivery was interrupted") == 3
@@ -699,6 +718,20 @@ async def test_whenever_something_waits_stats_tell_its_age():
             await asyncio.sleep(0)
     assert (True, True) in seen
     assert all(waits == has_age for waits, has_age in seen)
+
+
+async def test_the_oldest_event_need_not_be_the_first_to_be_handled():
+    ages: dict[str, float] = {}
+
+    async def subscriber(event: Event[Any]) -> None:
+        ages[event.name] = bus.stats().oldest_age
+
+    async with EventBus([local(subscriber)]) as bus, bus.scope():
+        dispatch("old")
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop is not to turn
+        dispatch("young", deliver_on="now")
+    assert list(ages) == ["young", "old"]
+    assert ages["young"] >= 0.05
 
 
 async def test_an_event_that_comes_while_a_hook_reports_the_last_one_does_not_hold_the_scope():
