@@ -318,20 +318,11 @@ class EventBus(Dispatcher):
         with self._lock:  # a late append and this are one atomic step each
             backlog, scope.backlog = scope.backlog, None
             scope.ended = True
-            if backlog:
+        if backlog:
+            try:
+                self._send_off(backlog, scope, Outcome(status, exception))
+            finally:
                 self._under_way.scopes.discard(scope)
-        if backlog and scope.conditions:
-            backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
-        loop: Any = scope.loop
-        if backlog and self._state in ("new", "starting"):
-            context = copy_context()
-            with self._lock:
-                self._under_way.kept.extend((event, scope, context) for event in backlog)
-        elif backlog and exception is not None and loop is not buses.running_loop():
-            # thrown away with its loop, maybe in another thread
-            self.reporter.lost(self.lose(backlog), "its event loop ended")
-        elif backlog:
-            deliver(scope, loop, self._ledger.tally(loop), backlog, copy_context())
         delivery: Delivery | None = scope.delivery
         if delivery is None or delivery not in self._under_way.deliveries:
             scope.disconnect()
@@ -453,6 +444,21 @@ class EventBus(Dispatcher):
             raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
         elif loop is here and scope is not None:
             self.delivery_of(scope).add(event, context)
+
+    def _send_off(self, backlog: list[Event[Any]], scope: Scope, outcome: Outcome) -> None:
+        """Deliver the events of a scope that has ended; or keep them until the bus is open."""
+        loop: Any = scope.loop
+        if scope.conditions:
+            backlog = self._fulfilled(backlog, scope.conditions, outcome)
+        if self._state in ("new", "starting"):
+            context = copy_context()
+            with self._lock:
+                self._under_way.kept.extend((event, scope, context) for event in backlog)
+        elif not loop.is_running() or (outcome.exception is not None and loop is not buses.running_loop()):
+            # it is thrown away with its loop, maybe in another thread
+            self.reporter.lost(self.lose(backlog), "its event loop ended")
+        elif backlog:
+            deliver(scope, loop, self._ledger.tally(loop), backlog, copy_context())
 
     def _fulfilled(
         self, backlog: list[Event[Any]], conditions: Mapping[int, DeliverOn], outcome: Outcome

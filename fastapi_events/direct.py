@@ -23,7 +23,7 @@ from fastapi_events.subscriber import Subscriber
 if TYPE_CHECKING:
     from fastapi_events.delivery import Delivery
 
-__all__ = ["SLICE", "Begun", "DeliveryBus", "Left", "begin", "deliver"]
+__all__ = ["SLICE", "Begun", "DeliveryBus", "Left", "begin", "deliver", "with_last"]
 
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 
@@ -95,29 +95,38 @@ def deliver(
 
     When this returns, either all is done, or the scope has a Delivery, which goes on.
     """
-    if scope.delivery is not None or sys.exception() is not None:
-        # the exception that ends a request is no context of what a subscriber raises, nor for it to see
+    if scope.delivery is not None or scope.cause is not None or sys.exception() is not None:
+        # not at once: scopes within subscribers would nest without end, and the exception that ends a request is no
+        # context of what subscribers raise, nor for them to see
         delivery = scope.bus.delivery_of(scope)
         for event in events:
             delivery.add(event, context)
         return
     if context.get(current_scope) is not scope:
         context.run(current_scope.set, scope)
-    start_eagerly(_deliver(scope, loop, tally, events, context), loop)
+    scope.leaving = events, iter(events)
+    try:
+        start_eagerly(_deliver(scope, tally, *scope.leaving, context, loop), loop)
+    finally:
+        scope.leaving = None
 
 
 async def _deliver(
-    scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally, events: Sequence[Event[Any]], context: Context
+    scope: Scope,
+    tally: Tally,
+    events: Sequence[Event[Any]],
+    coming: Iterator[Event[Any]],
+    context: Context,
+    loop: asyncio.AbstractEventLoop,
 ) -> None:
     bus: DeliveryBus = scope.bus
-    coming = iter(events)
     try:
         left = _deliver_at_once(bus, scope, tally, coming, context, asyncio.current_task(loop))
     except BaseException:  # Ctrl-C, between two calls
-        bus.reporter.lost(bus.lose(_with_last(events, coming)), "its delivery was interrupted")
+        bus.reporter.lost(bus.lose(with_last(events, coming)), "its delivery was interrupted")
         raise
     if left is not None:
-        await bus.delivery_of(scope).take_over(_with_last(events, coming), context, left)
+        await bus.delivery_of(scope).take_over(with_last(events, coming), context, left)
 
 
 def _deliver_at_once(
@@ -165,6 +174,6 @@ def begin(bus: DeliveryBus, event: Event[Any], context: Context) -> tuple[Sequen
     return subscribers, not event._shared and (len(subscribers) > 1 or bus.copies_payloads)
 
 
-def _with_last(events: Sequence[Event[Any]], coming: Iterator[Event[Any]]) -> Sequence[Event[Any]]:
+def with_last(events: Sequence[Event[Any]], coming: Iterator[Event[Any]]) -> Sequence[Event[Any]]:
     """Return what an iterator of events has yet to give, and the one that it gave last."""
     return events[max(len(events) - operator.length_hint(coming) - 1, 0) :]

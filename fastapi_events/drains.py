@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from fastapi_events.delivery import Delivery
-from fastapi_events.direct import SLICE
+from fastapi_events.direct import SLICE, with_last
 from fastapi_events.event import Event
 from fastapi_events.reporter import GivenUp, Reporter
 from fastapi_events.reports import DrainReport, Undelivered
@@ -81,7 +81,7 @@ class UnderWay:
 
     Attributes:
         kept: events that wait until the bus is open.
-        scopes: open ones with a backlog.
+        scopes: with a backlog, until that is handed out.
         deliveries: that are not finished.
         watchers: of drains that wait for `changed`.
     """
@@ -112,15 +112,19 @@ class UnderWay:
     def _arrive(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals) -> None:
         """Deliver what was sent to the running loop, in turns that leave it time for other things."""
         turn_ends = monotonic() + SLICE
-        while arrivals.events and monotonic() < turn_ends:
-            self._bus.deliver(*arrivals.events[0])
+        try:
+            while arrivals.events and monotonic() < turn_ends:
+                try:
+                    self._bus.deliver(*arrivals.events[0])
+                finally:  # even if a subscriber ends the program
+                    with self._lock:
+                        arrivals.take()
+        finally:
             with self._lock:
-                arrivals.take()
-        with self._lock:
-            if arrivals.events:
-                loop.call_soon(self._arrive, loop, arrivals)
-            else:
-                del self._arrivals[loop]
+                if arrivals.events:
+                    loop.call_soon(self._arrive, loop, arrivals)
+                else:
+                    del self._arrivals[loop]
 
     # From any thread. Lists, as loops and threads that go on change all of these.
 
@@ -133,7 +137,7 @@ class UnderWay:
         """Return the events that some subscriber has yet to finish with."""
         left = self.not_begun()
         for scope in list(self.scopes):
-            left.extend(scope.backlog or ())
+            left.extend(_events_of(scope))
         for delivery in list(self.deliveries):
             left.extend(delivery.unfinished())
         return list({id(event): event for event in left}.values())  # one may have moved on meanwhile
@@ -141,7 +145,7 @@ class UnderWay:
     def oldest(self) -> int | None:
         """Return when, in nanoseconds since the epoch, the oldest unfinished event was dispatched."""
         times = [oldest for delivery in list(self.deliveries) if (oldest := delivery.oldest()) is not None]
-        times.extend(scope.backlog[0]._at for scope in list(self.scopes) if scope.backlog)
+        times.extend(event._at for scope in list(self.scopes) for event in _events_of(scope)[:1])
         times.extend(event._at for event in self.not_begun())
         return min(times, default=None)
 
@@ -253,6 +257,14 @@ class UnderWay:
                 scope.backlog, scope.conditions = [], None
                 self.scopes.discard(scope)
         return given_up + self._bus.lose(left)
+
+
+def _events_of(scope: Scope) -> Sequence[Event[Any]]:
+    """Return the events that wait for the end of a scope, or are handed out there."""
+    backlog, leaving = scope.backlog, scope.leaving
+    if backlog:
+        return backlog
+    return with_last(*leaving) if leaving is not None else ()
 
 
 def _scopes_around() -> Iterator[Scope]:

@@ -2,9 +2,9 @@
 
 import asyncio
 import sys
+import types
 from asyncio import AbstractEventLoop
 from collections.abc import Coroutine, Generator
-from contextlib import suppress
 from typing import Any
 
 __all__ = ["start_eagerly"]
@@ -30,7 +30,7 @@ else:
             _leave_task(loop, around)
         _enter_task(loop, task)
         try:
-            first.awaited = work.send(None)
+            first.suspended_at(work.send(None))
         except StopIteration:
             first.has_ended = True
         except (KeyboardInterrupt, SystemExit):
@@ -46,29 +46,42 @@ else:
     class _FirstStep:
         """What became of a coroutine before its task began."""
 
-        __slots__ = ("awaited", "error", "has_ended", "work")
+        __slots__ = ("awaited", "error", "has_ended", "is_future", "work")
 
         def __init__(self, work: Coroutine[Any, Any, None]) -> None:
             self.work = work
             self.awaited: Any = None
+            self.is_future = False
             self.has_ended = False
             self.error: BaseException | None = None
 
-        def rest(self) -> Generator[Any, Any, None]:
+        def suspended_at(self, awaited: Any) -> None:
+            """Remember what the coroutine waits for; others may wait for the same before the turn of its task."""
+            self.awaited = awaited
+            self.is_future = getattr(awaited, "_asyncio_future_blocking", False)
+            if self.is_future:  # so says `await`, and a task takes it back at once
+                awaited._asyncio_future_blocking = False
+
+        async def rest(self) -> None:
             """Do what the coroutine has yet to do, within its task."""
-            thrown = yield from _outcome(None)
+            thrown = await _outcome(None)
             if self.has_ended:
                 return
             if self.error is not None:
                 raise self.error
             awaited = self.awaited
-            if thrown is None or (awaited is not None and awaited.cancel()):  # cancelled before its turn came
-                thrown = yield from _outcome(awaited)
-            with suppress(StopIteration):
-                while True:
+            if thrown is None or (self.is_future and awaited.cancel(*thrown.args)):  # cancelled before its turn came
+                if self.is_future:
+                    awaited._asyncio_future_blocking = True
+                thrown = await _outcome(awaited)
+            while True:
+                try:
                     awaited = self.work.send(None) if thrown is None else self.work.throw(thrown)
-                    thrown = yield from _outcome(awaited)
+                except StopIteration:
+                    return
+                thrown = await _outcome(awaited)
 
+    @types.coroutine
     def _outcome(awaited: Any) -> Generator[Any, Any, BaseException | None]:
         """Have the task wait for something; return what is thrown in then."""
         try:

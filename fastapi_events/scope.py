@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
@@ -52,6 +52,7 @@ class Scope:
         connection: the ASGI connection scope; None outside a request, and once all is delivered.
         cause: the event whose subscriber opened it; None if none did.
         backlog: the events that wait for its end; None if it does not collect events or has ended.
+        leaving: the events that are handed out at its end, and an iterator that has given those that were.
         conditions: the outcomes that single events of the backlog wait for, by their index.
         delivery: what hands its events to subscribers; made when there are any.
         ended: whether the request or block is over, if there was one; a connection lasts as long as it, or as its
@@ -60,6 +61,7 @@ class Scope:
     """
 
     # most scopes leave these as they are
+    leaving: tuple[Sequence[Event[Any]], Iterator[Event[Any]]] | None = None
     conditions: dict[int, DeliverOn] | None = None
     delivery: Any = None
     ended: bool = False

@@ -1,6 +1,7 @@
 """Which bus gets an event, and what becomes of events that are dispatched before there is one."""
 
 import asyncio
+import contextvars
 import gc
 import subprocess
 import sys
@@ -672,3 +673,61 @@ async def test_the_variable_is_read_when_the_bus_opens_and_not_at_every_dispatch
         monkeypatch.delenv(DISABLE)
         bus.dispatch("not read again")
     assert recorder.names == ["not read"]
+
+
+def test_a_block_that_ends_on_another_loop_than_it_began_on_is_told(caplog):
+    handled: list[str] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        handled.append(event.name)
+
+    async def begin() -> None:
+        await bus.ensure_open()
+        await block.__aenter__()
+        bus.dispatch("a")
+
+    handler = LocalHandler()
+    handler.register("a")(subscriber)
+    bus = EventBus([handler])
+    block = bus.scope()
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    context = contextvars.copy_context()
+    context.run(first.run_until_complete, begin())
+    context.run(second.run_until_complete, block.__aexit__(None, None, None))
+    first.close()
+    second.close()
+    assert handled == []
+    assert (bus.stats().cancelled, bus.stats().pending) == (1, 0)
+    assert caplog.text.count("its event loop ended") == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_ends_the_program_outside_of_a_scope_stays_alone(caplog):
+    handled: list[str] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        if event.name == "a":
+            raise SystemExit(3)
+        handled.append(event.name)
+
+    async def main() -> None:
+        await bus.ensure_open()
+        bus.dispatch("a")
+        bus.dispatch("b")
+        await asyncio.sleep(60)
+
+    handler = LocalHandler()
+    handler.register("*")(subscriber)
+    bus, loop = EventBus([handler]), asyncio.new_event_loop()
+    task = loop.create_task(main())
+    with pytest.raises(SystemExit):
+        loop.run_until_complete(task)
+    report = loop.run_until_complete(bus.stop())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.close()
+    assert handled == ["b"]
+    assert report.never_started == ()
+    assert (bus.stats().delivered, bus.stats().cancelled, bus.stats().pending) == (1, 1, 0)
+    assert caplog.text.count("is lost") == 1

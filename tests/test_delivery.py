@@ -720,6 +720,34 @@ async def test_whenever_something_waits_stats_tell_its_age():
     assert all(waits == has_age for waits, has_age in seen)
 
 
+async def test_what_is_handed_out_at_once_is_known_until_it_is_handled():
+    left: list[list[str]] = []
+    ages: list[float] = []
+
+    async def subscriber(event: Event[Any]) -> None:
+        left.append([event.name for event in bus.unfinished()])
+        ages.append(bus.stats().oldest_age)
+
+    async with EventBus([local(subscriber)]) as bus, bus.scope():
+        for name in "abc":
+            dispatch(name)
+    assert left == [["a", "b", "c"], ["b", "c"], ["c"]]
+    assert min(ages) > 0.0
+    assert (bus.unfinished(), bus.stats().oldest_age) == ([], 0.0)
+
+
+async def test_scopes_within_subscribers_do_not_nest_on_the_stack():
+    async def subscriber(event: Event[Any]) -> None:
+        if event.payload < 300:
+            async with bus.scope():
+                dispatch("a", event.payload + 1)
+
+    async with EventBus([local(subscriber)], max_depth=1000) as bus, asyncio.timeout(20):
+        async with bus.scope():
+            dispatch("a", 1)
+        assert (bus.stats().delivered, bus.stats().failed, bus.stats().pending) == (300, 0, 0)
+
+
 async def test_the_oldest_event_need_not_be_the_first_to_be_handled():
     ages: dict[str, float] = {}
 

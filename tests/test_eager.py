@@ -102,3 +102,35 @@ async def test_a_cancellation_comes_out_where_it_waits(swallows):
     await asyncio.wait(tasks, timeout=10)
     assert tasks[0].cancelled() is not swallows
     assert ended == (["cancelled", "done"] if swallows else ["cancelled"])
+
+
+async def test_others_may_wait_for_the_same_before_the_loop_turns():
+    loop, ready = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+    ended: list[str] = []
+
+    async def work(name: str) -> None:
+        ended.append(f"{name} {await ready}")
+
+    start_eagerly(work("first"), loop)
+    start_eagerly(work("second"), loop)
+    loop.call_soon(ready.set_result, "ready")
+    await ready
+    await asyncio.sleep(0)
+    assert ended == ["first ready", "second ready"]
+
+
+async def test_a_cancellation_says_why():
+    """By that anyio knows its own."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        await asyncio.get_running_loop().create_future()
+
+    start_eagerly(work(), asyncio.get_running_loop())
+    tasks[0].cancel("because")
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await tasks[0]
+    assert raised.value.args == ("because",)
