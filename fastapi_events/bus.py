@@ -320,7 +320,7 @@ class EventBus(Dispatcher):
             scope.ended = True
         if backlog:
             try:
-                self._send_off(backlog, scope, Outcome(status, exception))
+                self._send_off(backlog, scope, status, exception)
             finally:
                 self._under_way.scopes.discard(scope)
         delivery: Delivery | None = scope.delivery
@@ -445,16 +445,18 @@ class EventBus(Dispatcher):
         elif loop is here and scope is not None:
             self.delivery_of(scope).add(event, context)
 
-    def _send_off(self, backlog: list[Event[Any]], scope: Scope, outcome: Outcome) -> None:
+    def _send_off(
+        self, backlog: list[Event[Any]], scope: Scope, status: int | None, exception: BaseException | None
+    ) -> None:
         """Deliver the events of a scope that has ended; or keep them until the bus is open."""
         loop: Any = scope.loop
         if scope.conditions:
-            backlog = self._fulfilled(backlog, scope.conditions, outcome)
+            backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
         if self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
                 self._under_way.kept.extend((event, scope, context) for event in backlog)
-        elif not loop.is_running() or (outcome.exception is not None and loop is not buses.running_loop()):
+        elif not loop.is_running() or (exception is not None and loop is not buses.running_loop()):
             # it is thrown away with its loop, maybe in another thread
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
