@@ -31,7 +31,7 @@ from pydantic import (
     computed_field,
     field_serializer,
 )
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from fastapi_events import BaseEventHandler, Event, EventBus, LocalHandler, PayloadError, dispatch
 
@@ -124,6 +124,19 @@ def data_of(event: Event[Any]) -> str:
 
 # As pydantic writes it
 
+
+def is_written(payload: object) -> bool:
+    """Tell whether the installed pydantic writes it."""
+    try:
+        to_json(payload)
+    except PydanticSerializationError:
+        return False
+    return True
+
+
+WRITES_ADDRESSES = is_written(IPv4Address("127.0.0.1"))  # from 2.12
+WRITES_DEQUES = is_written(deque())  # from 2.14; before, only those in models
+
 AT = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 BARE: dict[str, Any] = {
     "bytes": b"raw \xc3\xa9",
@@ -144,7 +157,7 @@ BARE: dict[str, Any] = {
     "frozenset": frozenset({"a"}),
     "tuple": (1, "a", None),
     "named tuple": Point(1),
-    "deque": deque([1, 2], maxlen=3),
+    **({"deque": deque([1, 2], maxlen=3)} if WRITES_DEQUES else {}),
     "defaultdict": defaultdict(list, a=[1]),
     "OrderedDict": OrderedDict(b=1, a=2),
     "Counter": Counter("aab"),
@@ -154,7 +167,7 @@ BARE: dict[str, Any] = {
     "model": Line(tags=[{"a": 1}]),
     "frozen model": Frozen(),
     "root model": RootModel[list[int]]([1]),
-    "address": IPv4Address("127.0.0.1"),
+    **({"address": IPv4Address("127.0.0.1")} if WRITES_ADDRESSES else {}),
     "url": AnyUrl("https://example.com/"),
     "pattern": re.compile("a+"),
     "keys that are no strings": {1: 1, None: 2, 1.5: 3, (1, 2): 4, Colour.RED: 5, uuid.UUID(int=7): 6, AT: 7},
@@ -499,6 +512,7 @@ def test_a_mapping_that_pydantic_does_not_know_is_refused(quiet):
 
 # Copied
 
+Deque = deque if WRITES_DEQUES else list
 ATOMS = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from([Colour.RED, Frozen(), AT])
 PAYLOADS = st.recursive(
     # sets of one: the order of a set may be another in its copy
@@ -507,7 +521,7 @@ PAYLOADS = st.recursive(
         st.lists(inner | ATOMS, max_size=3)
         | st.dictionaries(st.text(max_size=3), inner | ATOMS, max_size=3)
         | st.tuples(inner, ATOMS)
-        | st.lists(inner, max_size=2).map(deque)
+        | st.lists(inner, max_size=2).map(Deque)
         | st.dictionaries(st.text(max_size=3), inner, max_size=2).map(lambda items: defaultdict(list, items))
         | st.builds(Point, inner)
         | st.builds(Data, inner)
@@ -581,7 +595,7 @@ def test_the_vandal_of_these_tests_finds_everything():
 
 EVERYTHING: list[Any] = [
     {"a": Data([{1}]), "b": (Line(tags=[[]]), Open(more=[[]]))},
-    deque([bytearray(b"a"), defaultdict(list, a=[1]), Point([1]), FrozenData([1]), RootModel[Any]([1])]),
+    Deque([bytearray(b"a"), defaultdict(list, a=[1]), Point([1]), FrozenData([1]), RootModel[Any]([1])]),
 ]
 
 
