@@ -323,17 +323,24 @@ class Delivery:
         line.waiting.append(item)
         self.offer(line)
 
-    def _go_on(self, begun: Begun) -> Coroutine[Any, Any, None]:
+    async def _go_on(self, begun: Begun) -> None:
         """Make a line for a subscriber of the first event that has suspended or failed, and go on with its call."""
         event, context = self._arrived[0]
         line, item = self._in_line(begun.subscriber, event, context)
         line.running[item] = 1
         line.workers = 1
-        if begun.error is not None:
-            work = line.fail(item, begun.error, 1)
+        error = begun.error
+        if error is None:
+            self._employ_more()
+            try:
+                await resumed(self, begun.context.run, begun.work, begun.awaited)
+            except BaseException as raised:
+                error = raised
+        if error is None:
+            line.delivered(item)
+            self._leave(line)
         else:
-            work = line.settle(item, resumed(self, operator.call, begun.work, begun.awaited))
-        return self._run(line, begun.context, work)
+            await self._run(line, begun.context, line.fail(item, error, 1))
 
     def _in_line(self, subscriber: Subscriber, event: Event[Any], context: Context) -> tuple[Line, Item]:
         item = self._item
@@ -371,11 +378,14 @@ class Delivery:
             self._employ_more()
             await resumed(self, context.run, work, awaited)
         finally:
-            line.workers -= 1
-            if line.waiting:
-                self.offer(line)
-            if line.attended:
-                self.release(line)
+            self._leave(line)
+
+    def _leave(self, line: Line) -> None:
+        line.workers -= 1
+        if line.waiting:
+            self.offer(line)
+        if line.attended:
+            self.release(line)
 
     def release(self, line: Line) -> None:
         """Let the ASGI call go, as far as this line is concerned, once its first attempts have ended."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable, iscoroutine
@@ -102,15 +102,6 @@ class Line:
         self.attended = False
         return given_up
 
-    async def settle(self, item: Item, call: Awaitable[Any]) -> None:
-        """Wait for the end of a subscriber's only attempt, and say what became of the event."""
-        try:
-            await call
-        except BaseException as error:
-            await self.fail(item, error, 1)
-        else:
-            self._delivered(item)
-
     async def _each_by_itself(self, context: Context) -> None:
         while self.waiting and self.waiting[0].context is context:
             item = self.waiting.popleft()
@@ -121,7 +112,12 @@ class Line:
                 event, scope = item.event, self._delivery.scope
                 current_event.set(event)
                 call = self.subscriber.call
-                await self.settle(item, call_with_copy(call, event, scope) if item.copied else call(event, scope))
+                try:
+                    await (call_with_copy(call, event, scope) if item.copied else call(event, scope))
+                except BaseException as error:
+                    await self.fail(item, error, 1)
+                else:
+                    self.delivered(item)
             else:
                 await self._persist(item)
             if self.subscriber.concurrency > 1 or self._delivery.has_had_enough() or _is_cancelled(self._delivery.loop):
@@ -150,7 +146,7 @@ class Line:
                 self._delivery.bus.reporter.retrying(item.event, self.subscriber.name, error, attempt)
             else:
                 self._retrying -= {item}
-                self._delivered(item)
+                self.delivered(item)
                 return
 
     async def _attempt(self, item: Item, number: int) -> None:
@@ -271,13 +267,14 @@ class Line:
                 except BaseException as failure:
                     error = failure
             if error is None:
-                self._delivered(item)
+                self.delivered(item)
             else:
                 await self.fail(item, error, 1)
             if delivery.has_had_enough():
                 await delivery.pause()
 
-    def _delivered(self, item: Item) -> None:
+    def delivered(self, item: Item) -> None:
+        """Count an event that the subscriber has handled."""
         if self.running.pop(item, None) is not None:  # else a drain has given it up, and reported it
             self._delivery.tally.delivered += 1
             self._delivery.finish(item)
