@@ -26,11 +26,11 @@ from fastapi_events.handlers.local import LocalHandler, local_handler
 from fastapi_events.handlers.null import NullHandler
 from fastapi_events.handlers.only import only
 from fastapi_events.middleware import EventHandlerASGIMiddleware
-from fastapi_events.names import DeliverOn, EventName
+from fastapi_events.names import EventName
+from fastapi_events.outcome import DeliverOn, Outcome
 from fastapi_events.registry.payload_schema import EventModel, EventPayloadSchemaRegistry, registry
 from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
 from fastapi_events.retry import Retry
-from fastapi_events.scope import Outcome
 from fastapi_events.typing import Serializer
 
 __all__ = [

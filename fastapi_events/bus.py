@@ -25,11 +25,11 @@ from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, 
 from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
 from fastapi_events.ledger import Ledger
-from fastapi_events.names import DELIVER_ON, DeliverOn
+from fastapi_events.outcome import DeliverOn, Outcome, check_deliver_on, is_success_by_default, split
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
 from fastapi_events.reports import DrainReport, Failure, Stats
-from fastapi_events.scope import Outcome, Scope, current_scope
+from fastapi_events.scope import Scope, current_scope
 from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
@@ -104,8 +104,7 @@ class EventBus(Dispatcher):
         # not every caller has a type checker
         if isinstance(handlers, Iterator) or not isinstance(handlers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError("handlers= must be a list, or another collection that can be read twice")
-        if deliver_on not in DELIVER_ON:
-            raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
+        check_deliver_on(deliver_on)
         if max_threads < 1 or max_depth < 1 or (max_pending is not None and max_pending < 1):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
         if headers and not callable(headers):
@@ -133,7 +132,7 @@ class EventBus(Dispatcher):
         self.held = False  # by a middleware
         self.has_lifespan = False  # starts and stops with an application
         self._route = route_to(self.handlers)
-        self._is_success = is_success or _succeeded
+        self._is_success = is_success or is_success_by_default
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
@@ -451,7 +450,10 @@ class EventBus(Dispatcher):
         """Deliver the events of a scope that has ended; or keep them until the bus is open."""
         loop: Any = scope.loop
         if scope.conditions:
-            backlog = self._fulfilled(backlog, scope.conditions, Outcome(status, exception))
+            outcome = Outcome(status, exception)
+            backlog, withheld, awaited = split(backlog, scope.conditions, outcome, self._is_success)
+            self._ledger.give_back(len(withheld))
+            self.reporter.withheld(withheld, awaited)
         if self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
@@ -462,21 +464,6 @@ class EventBus(Dispatcher):
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
             deliver(scope, loop, self._ledger.tally(loop), backlog, copy_context())
-
-    def _fulfilled(
-        self, backlog: list[Event[Any]], conditions: Mapping[int, DeliverOn], outcome: Outcome
-    ) -> list[Event[Any]]:
-        """Return the events whose outcome came, and report the others."""
-        try:
-            came: DeliverOn = "success" if self._is_success(outcome) else "failure"
-        except Exception:
-            logger.exception("is_success= failed; this counts as a failure of the request or block")
-            came = "failure"
-        awaited: DeliverOn = "failure" if came == "success" else "success"
-        withheld = [event for index, event in enumerate(backlog) if conditions.get(index) == awaited]
-        self._ledger.give_back(len(withheld))
-        self.reporter.withheld(withheld, awaited)
-        return [event for index, event in enumerate(backlog) if conditions.get(index) != awaited]
 
     def _open_soon(self) -> None:
         """Start at the first dispatch, where an application without lifespan holds the bus."""
@@ -500,10 +487,6 @@ async def _stop_handlers(handlers: Iterable[Any]) -> None:
                 await stop()
             except Exception:
                 logger.exception("%s failed to stop", type(handler).__qualname__)
-
-
-def _succeeded(outcome: Outcome) -> bool:
-    return outcome.exception is None and (outcome.status is None or outcome.status < 400)
 
 
 def current_bus() -> EventBus:

@@ -8,7 +8,7 @@ from fastapi_events.bus import EventBus
 from fastapi_events.dispatching import MAX_DEPTH, BusForDispatch, Dispatcher, dispatch_is_disabled
 from fastapi_events.errors import NoBusError
 from fastapi_events.event import DEFAULT_SOURCE, Event
-from fastapi_events.names import DeliverOn
+from fastapi_events.outcome import DeliverOn
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.scope import Scope, current_scope
 

@@ -15,7 +15,8 @@ from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.errors import ChainTooLongError, ConfigurationError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.event_type import EventType
-from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
+from fastapi_events.names import EventName, name_of
+from fastapi_events.outcome import DeliverOn, check_deliver_on
 from fastapi_events.payload import freeze, serialise
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, Schema
 from fastapi_events.scope import Scope, current_event
@@ -193,8 +194,8 @@ class Dispatcher(ABC):
         accepted = Event._of(name, payload, state)
         if deliver_on is None:
             deliver_on = schema.deliver_on if schema is not None else None
-        elif deliver_on not in DELIVER_ON:
-            raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
+        else:
+            check_deliver_on(deliver_on)
         if not target.is_suppressed:
             target.accept(accepted, scope, deliver_on or target.deliver_on)
         return accepted

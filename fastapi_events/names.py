@@ -1,15 +1,13 @@
-"""What an event is called, and when it may go: the words that every floor shares."""
+"""What an event is called."""
 
 from enum import Enum
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from fastapi_events.errors import ConfigurationError, EventNameMissingError
 
-__all__ = ["DELIVER_ON", "DeliverOn", "EventName", "name_of"]
+__all__ = ["EventName", "name_of"]
 
 EventName: TypeAlias = str | Enum
-DeliverOn: TypeAlias = Literal["completion", "success", "failure", "now"]
-DELIVER_ON: frozenset[str] = frozenset({"completion", "success", "failure", "now"})
 
 
 def name_of(name: object) -> str:

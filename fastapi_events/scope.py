@@ -5,15 +5,15 @@ import threading
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import anyio.to_thread
 from anyio import CapacityLimiter, WouldBlock
 
 from fastapi_events.event import Event
-from fastapi_events.names import DeliverOn
+from fastapi_events.outcome import DeliverOn
 
-__all__ = ["Bus", "Outcome", "Scope", "current_event", "current_scope", "run_in_thread", "undisturbed"]
+__all__ = ["Bus", "Scope", "current_event", "current_scope", "run_in_thread", "undisturbed"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -27,18 +27,6 @@ class Bus(Protocol):
     def limiter(self) -> CapacityLimiter:
         """Return what bounds the bus's worker threads on the running loop."""
         ...
-
-
-class Outcome(NamedTuple):
-    """How a request or a block ended.
-
-    Attributes:
-        status: of the response; None where none was begun, and outside HTTP.
-        exception: what came out of the application, None if nothing did.
-    """
-
-    status: int | None
-    exception: BaseException | None
 
 
 class Scope:

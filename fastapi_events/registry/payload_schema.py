@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Secret, SecretBytes, SecretStr, TypeAdapter
 
 from fastapi_events.errors import ConfigurationError, DuplicateEventError, EventNameMissingError
-from fastapi_events.names import DELIVER_ON, DeliverOn, EventName, name_of
+from fastapi_events.names import EventName, name_of
+from fastapi_events.outcome import DeliverOn, check_deliver_on
 
 __all__ = ["EventModel", "EventPayloadSchemaRegistry", "ModelDecorator", "Schema", "registry"]
 
@@ -247,8 +248,7 @@ class EventModel(BaseModel):
         if cls.__pydantic_generic_metadata__["origin"] is not None:
             return
         if deliver_on is not None:
-            if deliver_on not in DELIVER_ON:
-                raise ConfigurationError(f"deliver_on={deliver_on!r} is none of {', '.join(sorted(DELIVER_ON))}")
+            check_deliver_on(deliver_on)
             cls.__event_deliver_on__ = deliver_on
         if abstract:
             return
