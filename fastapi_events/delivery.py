@@ -15,6 +15,8 @@ from itertools import repeat
 from time import monotonic
 from typing import Any
 
+from fastapi_events.attempts import OneByOne
+from fastapi_events.batches import InThread, Together
 from fastapi_events.direct import SLICE, Begun, DeliveryBus, Left, begin
 from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
@@ -220,7 +222,7 @@ class Delivery:
         if self._reinforcement is not None:
             self._dismiss_reinforcement()
         if self._lines:
-            self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.threads}
+            self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.has_threads()}
         if self.scope.ended:
             self.scope.disconnect()
             if not self._lines and self.scope.delivery is self:
@@ -349,7 +351,7 @@ class Delivery:
         item.remaining += 1
         line = self._lines.get(subscriber)
         if line is None:
-            line = self._lines[subscriber] = Line(subscriber, self)
+            line = self._lines[subscriber] = _line_of(subscriber)(subscriber, self)
         if not line.waiting and not line.workers and not line.attended:
             line.attended = True
             self._attended += 1
@@ -365,8 +367,10 @@ class Delivery:
 
     async def _serve(self, line: Line) -> None:
         """Serve a line until none of the events that came with its first one is left, or it is time for another."""
+        line.queued = False
+        line.workers += 1
         context = line.waiting[0].context
-        await self._run(line, context.copy(), line.serve(context))
+        await self._run(line, context.copy(), line.hand_over(context))
 
     async def _run(self, line: Line, context: Context, work: Coroutine[Any, Any, None]) -> None:
         """Do a piece of a line's work in this context; when it suspends, let another worker go on with what is left."""
@@ -406,6 +410,14 @@ class Delivery:
             if not self._settled.done() and not self.loop.is_closed():
                 self._settled.set_result(None)
             self._settled = None
+
+
+def _line_of(subscriber: Subscriber) -> type[Line]:
+    if subscriber.batch:
+        return Together
+    if subscriber.is_async or subscriber.retry or subscriber.timeout is not None or subscriber.concurrency > 1:
+        return OneByOne
+    return InThread
 
 
 def _worker() -> Any:
