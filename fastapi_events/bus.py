@@ -135,13 +135,17 @@ class EventBus(Dispatcher):
         self._is_success = is_success or is_success_by_default
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
-        self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
-        self._ledger = Ledger(self._lock, max_pending)
+        self._max_pending = max_pending
         self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
         self._started: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._under_way = UnderWay(self, self._lock)
+        self._empty()
         buses.enrol(self)
+
+    def _empty(self) -> None:
+        self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
+        self._ledger = Ledger(self._lock, self._max_pending)
+        self._under_way = UnderWay(self, self._lock)
 
     def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may have gone by then
         """Report what is lost with a bus that nobody holds any more."""
@@ -260,6 +264,12 @@ class EventBus(Dispatcher):
         """Tell whether the bus has never been started."""
         return self.loop is None
 
+    def after_fork(self) -> None:
+        """Be stopped, in a forked child: the loop, and what is pending, are the parent's."""
+        if self._state not in ("new", "stopped"):
+            self._empty()
+            self._state, self.has_lifespan = "stopped", False
+
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
         return self._under_way.unfinished()
@@ -356,7 +366,7 @@ class EventBus(Dispatcher):
             self.reporter.refused(event, pending)
             raise BusFullError(
                 f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows; "
-                "slow down, speed up the subscribers, or raise it"
+                "slow down, speed up the subscribers, or raise max_pending="
             )
         self._hand_over(event, scope, copy_context())
 
@@ -440,7 +450,7 @@ class EventBus(Dispatcher):
         elif loop is None or is_stopped or is_closed:
             self._ledger.give_back(1)
             why = "the bus was stopped" if is_stopped else "its event loop is closed"
-            raise NoBusError(f"event {event.name} ({event.id}) has come too late: {why}")
+            raise NoBusError(f"event {event.name} ({event.id}) is too late: {why}; start the bus again")
         elif loop is here and scope is not None:
             self.delivery_of(scope).add(event, context)
 

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import os
 import sys
 import threading
 from collections.abc import Hashable
@@ -146,3 +147,15 @@ def _report_at_exit() -> None:
         names = ", ".join(f"{event.name} ({event.id})" for event in left[:LISTED])
         more = f" and {len(left) - LISTED} more" if len(left) > LISTED else ""
         logger.error("the process ends before %d events were delivered: %s%s", len(left), names, more)
+
+
+def _after_fork() -> None:
+    _lock.release()
+    current_scope.set(None)  # only the parent will see its end
+    for bus in _all():
+        bus.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    # held meanwhile, as no other thread of the parent would release it in the child
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)

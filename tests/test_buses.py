@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -509,6 +510,41 @@ async def test_a_thread_that_is_too_late_for_import_time_gets_an_error():
         await asyncio.to_thread(dispatch, "from a sync endpoint of an application without middleware")
     with pytest.raises(NoBusError, match="'nobody'"):
         await asyncio.to_thread(dispatch, "the same", middleware_id="nobody")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_in_a_forked_child_nothing_is_taken_that_only_the_parent_would_deliver():
+    ended = run("""
+        import asyncio
+        import os
+        import warnings
+        from fastapi_events import BaseEventHandler, EventBus, NoBusError, dispatch
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads
+
+        class Printer(BaseEventHandler):
+            async def handle(self, event):
+                print(event.name, flush=True)
+
+        bus = EventBus([Printer()])
+
+        async def main():
+            async with bus, bus.scope():
+                dispatch("parent")
+                child = os.fork()
+                if not child:
+                    for attempt in (dispatch, bus.dispatch):
+                        try:
+                            attempt("child")
+                        except NoBusError as error:
+                            print("refused", bus.stats().pending, flush=True)
+                    os._exit(0)
+                os.waitpid(child, 0)
+
+        asyncio.run(main())
+    """)
+    assert ended.stdout.split("\n") == ["refused 0", "refused 0", "parent", ""]
+    assert ended.stderr == ""
 
 
 def test_what_nobody_took_is_logged_at_exit():
