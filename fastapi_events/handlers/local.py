@@ -1,6 +1,7 @@
 """Functions in this process that receive events."""
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, get_origin, overload
 
@@ -60,6 +61,7 @@ class LocalHandler(BaseEventHandler):
         self._matchers: dict[Subscriber, Callable[[str], bool]] = {}
         self._routes: dict[str, tuple[Subscriber, ...]] = {}
         self._whole: Subscriber | None = None
+        self._lock = threading.RLock()  # of who registers; who looks up needs none
         if type(self).handle is not LocalHandler.handle or type(self).handle_many is not BaseEventHandler.handle_many:
             self._whole = as_subscriber(self)  # a derived class wants to see the events itself
 
@@ -168,17 +170,18 @@ class LocalHandler(BaseEventHandler):
         return decorate if function is None else decorate(function)
 
     def unregister(self, function: Callable[..., Any]) -> None:
-        """Take a function off, with all its patterns; events that already wait for it are still delivered.
+        """Take a function off, with all its patterns; it may still get events that are being handed out.
 
         Raises:
             SubscriberError: it is not registered.
         """
-        subscriber = self._subscribers.pop(_key(function), None)
-        if subscriber is None:
-            name = name_of_function(function)
-            raise SubscriberError(f"{name} is not registered here", subscriber=name)
-        del self._patterns[subscriber], self._matchers[subscriber]
-        self._routes = {}
+        with self._lock:
+            subscriber = self._subscribers.pop(_key(function), None)
+            if subscriber is None:
+                name = name_of_function(function)
+                raise SubscriberError(f"{name} is not registered here", subscriber=name)
+            del self._patterns[subscriber], self._matchers[subscriber]
+            self._routes = {}
 
     def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
         """Return who receives events of this name, each once, in the order of registration."""
@@ -228,37 +231,47 @@ class LocalHandler(BaseEventHandler):
         concurrency: int,
     ) -> None:
         name = name_of_function(function)
-        if concurrency < 1:
-            raise ConfigurationError(f"concurrency={concurrency} would never start {name}: use 1 or more")
-        if timeout is not None and timeout <= 0:
-            raise ConfigurationError(f"timeout={timeout} is no time for {name}: use seconds above 0, or None")
-        if inspect.isfunction(function) and next(iter(signature_of(function).parameters), "") == "self":
+        _check_options(name, retry, timeout, concurrency)
+        first = next(iter(signature_of(function).parameters), "") if inspect.isfunction(function) else ""
+        if first in ("self", "cls"):
             raise SubscriberError(
-                f"{name} is a method without its object: register the method of an instance",
+                f"{name} is a method without its object: register the method of an instance, or after the class "
+                "that of the class",
                 subscriber=name,
-                parameter="self",
+                parameter=first,
             )
-        known = self._subscribers.get(_key(function))
-        if known is None:
-            compiled = compile_subscriber(function, name=name, known=types)
-            known = Subscriber(
-                name=name, call=compiled.call, is_async=compiled.is_async,
-                retry=retry, timeout=timeout, concurrency=concurrency,
-            )  # fmt: skip
-            self._subscribers[_key(function)] = known
-            self._patterns[known] = []
-        elif (known.retry, known.timeout, known.concurrency) != (retry, timeout, concurrency):
-            raise SubscriberError(
-                f"{name} is registered already, with other options: use one retry=, timeout= and concurrency= "
-                "for all its events, or register another function",
-                subscriber=name,
-            )
-        self._patterns[known].extend(patterns)
-        self._matchers[known] = matcher(self._patterns[known])
-        self._routes = {}  # not emptied: another thread may be about to add what it found before
+        with self._lock:
+            known = self._subscribers.get(_key(function))
+            if known is None:
+                compiled = compile_subscriber(function, name=name, known=types)
+                known = Subscriber(
+                    name=name, call=compiled.call, is_async=compiled.is_async,
+                    retry=retry, timeout=timeout, concurrency=concurrency,
+                )  # fmt: skip
+                self._subscribers[_key(function)] = known
+                self._patterns[known] = []
+            elif (known.retry, known.timeout, known.concurrency) != (retry, timeout, concurrency):
+                raise SubscriberError(
+                    f"{name} is registered already, with other options: use one retry=, timeout= and concurrency= "
+                    "for all its events, or register another function",
+                    subscriber=name,
+                )
+            self._patterns[known].extend(patterns)
+            self._matchers[known] = matcher(self._patterns[known])
+            self._routes = {}  # not emptied: another thread may be about to add what it found before
 
 
 local_handler: LocalHandler = LocalHandler()
+
+
+def _check_options(name: str, retry: object, timeout: object, concurrency: object) -> None:
+    """Raise a ConfigurationError for an option that cannot work; not every caller has a type checker."""
+    if retry is not None and not isinstance(retry, Retry):
+        raise ConfigurationError(f"retry={retry!r} of {name} is no Retry: use retry=Retry(attempts=3)")
+    if not isinstance(concurrency, int) or concurrency < 1:
+        raise ConfigurationError(f"concurrency={concurrency!r} would never start {name}: use an integer from 1")
+    if timeout is not None and (not isinstance(timeout, (int, float)) or timeout <= 0):
+        raise ConfigurationError(f"timeout={timeout!r} is no time for {name}: use seconds above 0, or None")
 
 
 def _is_function(what: object) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from enum import Enum
@@ -220,7 +221,11 @@ def test_other_options_the_second_time_are_refused():
     assert names_for(handler, "a", "b", "c") == ["a", "b"]
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout": 0}, {"timeout": -1.0}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"concurrency": 0}, {"concurrency": "2"}, {"timeout": 0}, {"timeout": -1.0}, {"timeout": "1"}, {"retry": 3}],
+    ids=str,
+)
 def test_options_that_make_no_sense_are_refused(options):
     handler = LocalHandler()
     with pytest.raises(ConfigurationError):
@@ -241,6 +246,35 @@ async def test_subscribers_are_called_in_the_order_of_registration_where_nothing
         handler.register("a")(subscriber)
     await call(handler, "a")
     assert order == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture
+def switching():
+    """Let threads take turns all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("switching")
+def test_a_function_that_several_threads_register_at_once_is_one_subscriber():
+    async def subscriber(event: Event[Any]) -> None: ...
+
+    for _ in range(50):
+        handler, start = LocalHandler(), threading.Barrier(4)
+
+        def register(pattern: str, handler: LocalHandler = handler, start: threading.Barrier = start) -> None:
+            start.wait()
+            handler.register(pattern)(subscriber)
+
+        threads = [threading.Thread(target=register, args=[pattern]) for pattern in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (one,) = {found for pattern in "abcd" for found in handler.matching_subscribers(pattern)}
+        assert [handler.matching_subscribers(pattern) for pattern in "abcd"] == [(one,)] * 4
 
 
 async def test_a_subscriber_may_be_registered_and_taken_off_at_any_time():
