@@ -228,6 +228,9 @@ class Delivery:
             if not self._lines and self.scope.delivery is self:
                 self.scope.delivery = None  # a circle would wait for the collection of garbage, which stalls the loop
         self.bus.idle(self)
+        if self._has_work():  # a signal handler or a destructor has dispatched within the lines above
+            self.bus.active(self)
+            self._call_reinforcement()
 
     def _has_work(self) -> bool:
         return bool(self._arrived or self._ready) and not self.is_stopped

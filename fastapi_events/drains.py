@@ -100,12 +100,13 @@ class UnderWay:
         """Have an event delivered by a loop as soon as it runs; tell whether it still can. The bus's lock is held."""
         arrivals = self._arrivals.get(loop)
         if arrivals is None:
-            arrivals = Arrivals()
+            # first: a signal handler or a destructor may send within the lines below
+            arrivals = self._arrivals.setdefault(loop, Arrivals())
             try:
                 loop.call_soon_threadsafe(self._arrive, loop, arrivals)
             except RuntimeError:  # it was closed just now
+                self._arrivals.pop(loop, None)
                 return False
-            self._arrivals[loop] = arrivals
         arrivals.events.append(sent)
         return True
 
@@ -121,10 +122,11 @@ class UnderWay:
                         arrivals.take()
         finally:
             with self._lock:
-                if arrivals.events:
-                    loop.call_soon(self._arrive, loop, arrivals)
-                else:
+                if not arrivals.events and self._arrivals.get(loop) is arrivals:
                     del self._arrivals[loop]
+                if arrivals.events:  # maybe since the line above, from a signal handler or a destructor
+                    self._arrivals.setdefault(loop, arrivals)
+                    loop.call_soon(self._arrive, loop, arrivals)
 
     # From any thread. Lists, as loops and threads that go on change all of these.
 

@@ -66,10 +66,8 @@ class Ledger:
     def tally(self, loop: asyncio.AbstractEventLoop) -> Tally:
         """Return where the deliveries on this loop count."""
         key = ref(loop)
-        found = self._tallies.get(key)
-        if found is None:
-            found = self._tallies[key] = Tally()
-        return found
+        # setdefault: a signal handler or a destructor may ask in between
+        return self._tallies.get(key) or self._tallies.setdefault(key, Tally())
 
     def _finished(self) -> int:
         return sum(tally.finished for tally in list(self._tallies.values()))

@@ -59,15 +59,17 @@ class Reporter:
 
     async def failed(self, event: Event[Any], subscriber: str, error: BaseException, attempt: int) -> None:
         """Report that a subscriber failed finally."""
-        logger.error(
-            "event %s (%s) failed in %s, attempt %d", event.name, event.id, subscriber, attempt, exc_info=error
-        )
         for collected in self._collectors:
             collected.append(Undelivered(event.name, event.id, subscriber))
         became = "failed"
         try:
-            if await self._bury([(event, subscriber, attempt)], error, "failed"):
-                became = "dead_lettered"
+            try:
+                logger.error(
+                    "event %s (%s) failed in %s, attempt %d", event.name, event.id, subscriber, attempt, exc_info=error
+                )
+            finally:  # even if a logging handler fails
+                if await self._bury([(event, subscriber, attempt)], error, "failed"):
+                    became = "dead_lettered"
         finally:  # even if a drain ends the dead-letter handler
             self.counts[became] += 1
             await self._tell(self._on_error, Failure(event, subscriber, error, attempt))
@@ -126,7 +128,15 @@ class Reporter:
     def withheld(self, events: Sequence[Event[Any]], awaited: str) -> None:
         """Report events whose outcome did not come."""
         self.counts["withheld"] += len(events)
-        if events and (self._on_withheld or logger.isEnabledFor(logging.INFO)):
+        if not events or not (self._on_withheld or logger.isEnabledFor(logging.INFO)):
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a block that is thrown away with its loop
+            for event in events:
+                _log_withheld(event, awaited)
+                _tell_at_once(self._on_withheld, event)
+        else:
             self._start(self._tell_withheld(events, awaited))
 
     async def hooks_ended(self, deadline: float) -> None:

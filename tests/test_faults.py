@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastapi_events import (
     Failure,
     ForwardError,
     LocalHandler,
+    NullHandler,
     Retry,
     dispatch,
 )
@@ -882,6 +884,105 @@ async def test_wherever_a_scope_closes_between_two_lines_of_a_dispatch_nothing_i
         dispatched = next(sent)
         assert (bus.stats().delivered, bus.stats().pending) == (dispatched, 0)
     assert sorted(received) == list(range(dispatched))
+
+
+INTERRUPTED = {"bus", "delivery", "direct", "drains", "ledger", "line", "scope"}
+
+
+@pytest.mark.parametrize("kind", ["in a block", "that suspends", "outside"])
+async def test_what_a_signal_handler_dispatches_between_any_two_lines_is_delivered_once(kind):
+    line = 1
+    while await is_interrupted(line, kind):
+        line += 1
+    assert line > 100
+
+
+async def is_interrupted(line: int, kind: str) -> bool:
+    """Dispatch at so many lines of the delivery of two events; tell whether there are so many."""
+    lines, sent = itertools.count(1), []
+    received: Counter[str] = Counter()
+
+    def interrupt(frame: types.FrameType, what: str, argument: object) -> Any:
+        if frame.f_globals["__name__"].removeprefix("fastapi_events.") not in INTERRUPTED:
+            return None
+        if what == "line" and next(lines) == line:
+            sys.settrace(None)
+            sent.append(dispatch("interruption", deliver_on="now").id)
+        return interrupt
+
+    async def subscriber(event: Event[Any]) -> None:
+        if kind == "that suspends":
+            await asyncio.sleep(0)
+        received[event.id] += 1
+
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    before = sys.gettrace()
+    async with EventBus([local(subscriber)]) as bus:
+        sys.settrace(interrupt)
+        try:
+            async with contextlib.nullcontext() if kind == "outside" else bus.scope():
+                sent += [dispatch("a").id, dispatch("b").id]
+            for _ in range(4):
+                await asyncio.sleep(0)
+        finally:
+            sys.settrace(before)
+        report = await bus.drain()
+        assert (bus.stats().pending, report.never_started, errors) == (0, (), [])
+    assert received == Counter(sent)
+    return len(sent) == 3
+
+
+async def test_a_logging_handler_that_fails_keeps_nobody_from_being_told(caplog):
+    class Down(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ConnectionError("the log server is down")
+
+    async def fails(event: Event[Any]) -> None:
+        raise ValueError(event.name)
+
+    told: list[str] = []
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    handler = Down()
+    async with EventBus([local(fails)], on_error=lambda failure: told.append(failure.event.name)) as bus:
+        logging.getLogger("fastapi_events").addHandler(handler)
+        try:
+            async with bus.scope():
+                dispatch("a")
+                dispatch("b")
+            await bus.drain()
+        finally:
+            logging.getLogger("fastapi_events").removeHandler(handler)
+        assert (bus.stats().failed, bus.stats().pending) == (2, 0)
+    assert told == ["a", "b"]
+    gc.collect()
+    assert [type(error) for error in errors] == [ConnectionError] * 2
+
+
+def test_a_block_that_is_thrown_away_with_its_loop_tells_of_what_is_withheld_and_what_is_lost(caplog):
+    lost: list[str] = []
+    withheld: list[str] = []
+    bus = EventBus(
+        [NullHandler()],
+        on_error=lambda failure: lost.append(failure.event.name),
+        on_withheld=lambda event: withheld.append(event.name),
+    )
+
+    async def hang() -> None:
+        await bus.ensure_open()
+        async with bus.scope():
+            dispatch("a", deliver_on="success")
+            dispatch("b")
+            await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(hang())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    del task
+    gc.collect()
+    assert (withheld, lost, bus.stats().pending) == (["a"], ["b"], 0)
 
 
 async def test_wherever_threads_meet_a_bus_takes_no_more_than_it_may():
