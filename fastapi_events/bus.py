@@ -103,7 +103,7 @@ class EventBus(Dispatcher):
     ) -> None:
         # not every caller has a type checker
         if isinstance(handlers, Iterator) or not isinstance(handlers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError("handlers= must be a list, or another collection that can be read twice")
+            raise ConfigurationError("handlers= takes a list, as in handlers=[local_handler], that can be read twice")
         check_deliver_on(deliver_on)
         if max_threads < 1 or max_depth < 1 or (max_pending is not None and max_pending < 1):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")

@@ -6,9 +6,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
+from fastapi_events.errors import ConfigurationError
 from fastapi_events.event import Event
 from fastapi_events.reports import Failure, Undelivered
 
@@ -40,8 +41,8 @@ class Reporter:
     def __init__(self, on_error: Hook[Failure], on_withheld: Hook[Event[Any]], dead_letters: Any) -> None:
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
         self._collectors: list[list[Undelivered]] = []
-        self._on_error = _several(on_error)
-        self._on_withheld = _several(on_withheld)
+        self._on_error = _several("on_error", on_error)
+        self._on_withheld = _several("on_withheld", on_withheld)
         self._dead_letters = dead_letters
         self._unheard_names: set[str] = set()
         self._next_reminder = 0.0
@@ -235,8 +236,13 @@ def _ends_task(error: BaseException) -> bool:
     return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
 
 
-def _several(hooks: Hook[T]) -> tuple[Callable[[T], object], ...]:
-    return (hooks,) if callable(hooks) else tuple(hooks)
+def _several(keyword: str, hooks: Hook[T]) -> tuple[Callable[[T], object], ...]:
+    several: tuple[Any, ...] = (hooks,)
+    with suppress(TypeError):  # not every caller has a type checker
+        several = (hooks,) if callable(hooks) else tuple(hooks)
+    if not all(map(callable, several)):
+        raise ConfigurationError(f"{keyword}={hooks!r} cannot be called: pass a function, or a list of functions")
+    return several
 
 
 def _log_withheld(event: Event[Any], awaited: str) -> None:

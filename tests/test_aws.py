@@ -829,7 +829,7 @@ async def test_a_queue_that_does_not_tell_its_limit_is_taken_for_the_largest(cap
                 await handler.handle_many(events(1, "x" * 1_048_576))
 
     assert client.payloads == [1]
-    assert "allow sqs:GetQueueAttributes" in caplog.text
+    assert "check the URL, and allow sqs:GetQueueAttributes" in caplog.text
 
 
 async def test_an_iterable_that_fails_half_way_sends_nothing_that_waits() -> None:

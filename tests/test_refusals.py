@@ -113,6 +113,13 @@ def test_an_instance_instead_of_a_model_is_refused():
         LocalHandler().register(OrderPlaced())
 
 
+@pytest.mark.parametrize("hook", [None, 1, "told", ["told"], [print, None]], ids=repr)
+@pytest.mark.parametrize("keyword", ["on_error", "on_withheld"])
+def test_a_hook_that_cannot_be_called_is_refused(keyword, hook):
+    with pytest.raises(ConfigurationError, match=f"{keyword}=.* cannot be called: pass a function, or a list"):
+        EventBus([], **{keyword: hook})
+
+
 def test_a_class_keyword_that_does_not_exist_is_refused_at_import():
     with pytest.raises(ConfigurationError, match=r"Typo has the unknown keyword versoin: .* name, version, abstract"):
 
@@ -185,7 +192,7 @@ def test_what_is_no_handler_is_refused_where_it_is_passed(place: Callable[[Any],
 
 
 def test_a_handler_instead_of_a_list_is_refused():
-    with pytest.raises(ConfigurationError, match="handlers= must be a list"):
+    with pytest.raises(ConfigurationError, match="handlers= takes a list"):
         EventBus(EchoHandler())
 
 

@@ -67,7 +67,7 @@ def _plain_function(function: Any) -> Any:
     """Return the function that holds the names in the annotations of a partial, a method or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
-    if not hasattr(function, "__globals__") and not inspect.ismethod(function):
+    if not hasattr(function, "__qualname__"):
         function = type(function).__call__
     plain = inspect.unwrap(getattr(function, "__func__", function))
     return _plain_function(plain) if isinstance(plain, functools.partial) else plain

@@ -224,7 +224,8 @@ def _open_queue(
         max_message_bytes = int(answer["Attributes"]["MaximumMessageSize"])
     except Exception as error:  # whatever it is, SQS checks messages itself too
         logger.warning(
-            "%s does not tell how large a message may be, so %d bytes are assumed: allow sqs:GetQueueAttributes (%r)",
+            "%s does not tell how large a message may be, so %d bytes are assumed: "
+            "check the URL, and allow sqs:GetQueueAttributes (%r)",
             url,
             max_message_bytes,
             error,

@@ -51,7 +51,9 @@ class FileHandler(BaseEventHandler):
         await anyio.to_thread.run_sync(self._append, lines.encode())
 
     def read(self, *, registry: EventPayloadSchemaRegistry = default_registry) -> Iterator[Event[Any]]:
-        """Give the events in the file, the oldest first; a last line without its end is still being written.
+        """Give the events in the file, in the order in which they were written.
+
+        A last line without its end is still being written, and left out.
 
         Raises:
             PayloadError: a line is no CloudEvent.

@@ -25,6 +25,7 @@ from fastapi_events import (
     dispatch,
     registry,
 )
+from fastapi_events.handlers.annotations import name_of_function
 
 
 class OrderPlaced(BaseModel):
@@ -233,6 +234,27 @@ def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ConfigurationError):
         handler.on(**options)(lambda event: None)
     assert names_for(handler, "a") == []
+
+
+def test_a_subscriber_is_named_after_its_function_whatever_is_around_that():
+    class Service:
+        @staticmethod
+        def static(event: Event[Any]) -> None: ...
+
+        @classmethod
+        def of_class(cls, event: Event[Any]) -> None: ...
+
+        def method(self, event: Event[Any]) -> None: ...
+
+        def __call__(self, event: Event[Any]) -> None: ...
+
+    functions = {
+        "static": Service.__dict__["static"],
+        "of_class": Service.of_class,
+        "method": functools.partial(Service().method),
+    }
+    for name, function in {**functions, "Service": Service(), "print": print}.items():
+        assert name_of_function(function).rpartition(".")[2] == name
 
 
 async def test_subscribers_are_called_in_the_order_of_registration_where_nothing_suspends():
@@ -556,10 +578,12 @@ def test_what_cannot_be_a_subscriber_is_refused():
     def two(event: Event[Any], other: int) -> None: ...
     def required_keyword(event: Event[Any], *, other: str) -> None: ...
 
+    def of_class(cls: type, event: Event[Any]) -> None: ...
+
     class Service:
         def method(self, event: Event[Any]) -> None: ...
 
-    parameters = {two: "other", required_keyword: "other", Service.method: "self"}
+    parameters = {two: "other", required_keyword: "other", Service.method: "self", of_class: "cls"}
     for function in (
         generator,
         async_generator,
@@ -569,6 +593,7 @@ def test_what_cannot_be_a_subscriber_is_refused():
         two,
         required_keyword,
         Service.method,
+        of_class,
     ):
         handler = LocalHandler()
         with pytest.raises(SubscriberError) as raised:
