@@ -268,7 +268,8 @@ class EventBus(Dispatcher):
         """Be stopped, in a forked child: the loop, and what is pending, are the parent's."""
         if self._state not in ("new", "stopped"):
             self._empty()
-            self._state, self.has_lifespan = "stopped", False
+            self._state = "stopped"
+            self.has_lifespan = False
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
