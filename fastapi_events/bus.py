@@ -130,7 +130,7 @@ class EventBus(Dispatcher):
         self.reporter: Reporter = Reporter(on_error, on_withheld, dead_letters)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.held = False  # by a middleware
-        self.has_lifespan = False  # starts and stops with an application
+        self.has_lifespan: bool = False  # starts and stops with an application
         self._route = route_to(self.handlers)
         self._is_success = is_success or is_success_by_default
         self._max_threads = max_threads
