@@ -1,7 +1,6 @@
 """Several event loops, one after another and at once, with one module's handler, bus and application."""
 
 import asyncio
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -195,15 +194,6 @@ def test_what_threads_dispatch_while_a_loop_ends_is_delivered_or_refused():
     assert given_up == []
     assert bus.unfinished() == []
     assert bus.stats().pending == 0
-
-
-@pytest.fixture
-def hasty() -> Iterator[None]:
-    """Have the interpreter switch between threads as often as it can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from enum import Enum
@@ -270,16 +269,7 @@ async def test_subscribers_are_called_in_the_order_of_registration_where_nothing
     assert order == [0, 1, 2, 3, 4]
 
 
-@pytest.fixture
-def switching():
-    """Let threads take turns all the time."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.mark.usefixtures("switching")
+@pytest.mark.usefixtures("hasty")
 def test_a_function_that_several_threads_register_at_once_is_one_subscriber():
     async def subscriber(event: Event[Any]) -> None: ...
 
