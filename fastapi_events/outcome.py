@@ -46,7 +46,7 @@ def split(
 
     Args:
         events: of a request or block that has ended.
-        conditions: what single ones wait for, by their index.
+        conditions: what single ones wait for, by their `id()`.
         outcome: how it ended.
         is_success: tells whether that is a success; if it fails, it is none.
 
@@ -59,5 +59,5 @@ def split(
         logger.exception("is_success= failed; this counts as a failure of the request or block")
         succeeded = False
     awaited: DeliverOn = "failure" if succeeded else "success"
-    withheld = [event for index, event in enumerate(events) if conditions.get(index) == awaited]
-    return [event for index, event in enumerate(events) if conditions.get(index) != awaited], withheld, awaited
+    withheld = [event for event in events if conditions.get(id(event)) == awaited]
+    return [event for event in events if conditions.get(id(event)) != awaited], withheld, awaited

@@ -41,7 +41,7 @@ class Scope:
         cause: the event whose subscriber opened it; None if none did.
         backlog: the events that wait for its end; None if it does not collect events or has ended.
         leaving: the events that are handed out at its end, and an iterator that has given those that were.
-        conditions: the outcomes that single events of the backlog wait for, by their index.
+        conditions: the outcomes that single events of the backlog wait for, by their `id()`.
         delivery: what hands its events to subscribers; made when there are any.
         ended: whether the request or block is over, if there was one; a connection lasts as long as it, or as its
             last delivery.

@@ -889,7 +889,7 @@ async def test_wherever_a_scope_closes_between_two_lines_of_a_dispatch_nothing_i
 INTERRUPTED = {"bus", "delivery", "direct", "drains", "ledger", "line", "scope"}
 
 
-@pytest.mark.parametrize("kind", ["in a block", "that suspends", "outside"])
+@pytest.mark.parametrize("kind", ["in a block", "that suspends", "outside", "with outcomes"])
 async def test_what_a_signal_handler_dispatches_between_any_two_lines_is_delivered_once(kind):
     line = 1
     while await is_interrupted(line, kind):
@@ -901,13 +901,15 @@ async def is_interrupted(line: int, kind: str) -> bool:
     """Dispatch at so many lines of the delivery of two events; tell whether there are so many."""
     lines, sent = itertools.count(1), []
     received: Counter[str] = Counter()
+    withheld: list[str] = []
+    unsuited: list[str] = []
 
     def interrupt(frame: types.FrameType, what: str, argument: object) -> Any:
         if frame.f_globals["__name__"].removeprefix("fastapi_events.") not in INTERRUPTED:
             return None
         if what == "line" and next(lines) == line:
             sys.settrace(None)
-            sent.append(dispatch("interruption", deliver_on="now").id)
+            sent.append(dispatch("interruption", deliver_on="success" if kind == "with outcomes" else "now").id)
         return interrupt
 
     async def subscriber(event: Event[Any]) -> None:
@@ -918,10 +920,12 @@ async def is_interrupted(line: int, kind: str) -> bool:
     errors: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     before = sys.gettrace()
-    async with EventBus([local(subscriber)]) as bus:
+    async with EventBus([local(subscriber)], on_withheld=lambda event: withheld.append(event.id)) as bus:
         sys.settrace(interrupt)
         try:
             async with contextlib.nullcontext() if kind == "outside" else bus.scope():
+                if kind == "with outcomes":
+                    unsuited.append(dispatch("unsuited", deliver_on="failure").id)
                 sent += [dispatch("a").id, dispatch("b").id]
             for _ in range(4):
                 await asyncio.sleep(0)
@@ -929,8 +933,50 @@ async def is_interrupted(line: int, kind: str) -> bool:
             sys.settrace(before)
         report = await bus.drain()
         assert (bus.stats().pending, report.never_started, errors) == (0, (), [])
-    assert received == Counter(sent)
+    assert (received, withheld) == (Counter(sent), unsuited)
     return len(sent) == 3
+
+
+async def test_what_a_thread_dispatches_while_its_block_ends_is_delivered_once():
+    line = 1
+    while await is_overtaken(line):
+        line += 1
+    assert line > 15
+
+
+async def is_overtaken(line: int) -> bool:
+    """Have a block end at so many lines of a dispatch by a thread; tell whether there are so many."""
+    lines, received, sent = itertools.count(1), Counter[str](), []
+    has_come, has_ended = threading.Event(), threading.Event()
+
+    def wait(frame: types.FrameType, what: str, argument: object) -> Any:
+        if what == "line" and next(lines) == line:
+            has_come.set()
+            has_ended.wait(0.01)  # in vain where the end of the block waits for this thread
+        return wait if frame.f_globals["__name__"] in ("fastapi_events.bus", "fastapi_events.ledger") else None
+
+    def work() -> None:
+        sys.settrace(wait)
+        try:
+            sent.append(dispatch("late").id)
+        finally:
+            sys.settrace(None)
+            has_come.set()
+
+    async def subscriber(event: Event[Any]) -> None:
+        received[event.id] += 1
+
+    async with EventBus([local(subscriber)]) as bus:
+        async with bus.scope():
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            thread.start()
+            has_come.wait()
+        has_ended.set()
+        thread.join()
+        await bus.drain()
+        assert (bus.stats().pending, bus.unfinished()) == (0, [])
+    assert received == Counter(sent)
+    return next(lines) > line
 
 
 async def test_a_logging_handler_that_fails_keeps_nobody_from_being_told(caplog):
