@@ -35,7 +35,7 @@ class _Batches(Line):
         delivery = self.delivery
         for item, result, raised in ended:
             error = raised
-            if error is None and isawaitable(result):
+            if error is None and result is not None and isawaitable(result):
                 if delivery.is_stopped and iscoroutine(result):
                     result.close()  # it would begin only now; whoever stops reports it
                     continue
