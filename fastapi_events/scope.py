@@ -1,6 +1,8 @@
 """The running request, block or delivery, and how code below finds it."""
 
 import asyncio
+import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
@@ -91,6 +93,11 @@ current_scope: ContextVar[Scope | None] = ContextVar("fastapi_events.scope", def
 current_event: ContextVar[Event[Any] | None] = ContextVar("fastapi_events.event", default=None)  # being handled
 
 
+@functools.cache
+def _unlimited() -> CapacityLimiter:
+    return CapacityLimiter(math.inf)
+
+
 async def run_in_thread(scope: Scope, function: Callable[[*Ts], T], *args: *Ts, to_end: bool = False) -> T:
     """Run a function in a worker thread under the bus's own limiter, with the context variables of the caller.
 
@@ -124,7 +131,7 @@ async def run_in_thread(scope: Scope, function: Callable[[*Ts], T], *args: *Ts, 
         await limiter.acquire_on_behalf_of(place)
     try:
         # not under the bus's limiter itself: anyio gives the place back while a thread that was left alone runs on
-        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=_unlimited())
     except GeneratorExit:  # the loop has gone
         to_end = False
         raise
