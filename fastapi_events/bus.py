@@ -19,7 +19,13 @@ from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.delivery import Delivery
 from fastapi_events.direct import deliver
-from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, check_registry, dispatch_is_disabled
+from fastapi_events.dispatching import (
+    DISABLE_DISPATCH,
+    MAX_DEPTH,
+    Dispatcher,
+    check_registry,
+    dispatch_is_disabled,
+)
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
@@ -288,6 +294,8 @@ class EventBus(Dispatcher):
             await asyncio.wait({self._started})
             return
         self.is_suppressed = dispatch_is_disabled()
+        if self.is_suppressed:
+            logger.warning("%s is set: what is dispatched is thrown away until this bus starts again", DISABLE_DISPATCH)
         self.loop, self._state = loop, "starting"
         ended = self._started = loop.create_future()
         done = 0

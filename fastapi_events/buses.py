@@ -17,6 +17,7 @@ from fastapi_events.scope import Scope, current_scope
 
 __all__ = ["asyncio_loop", "claim_id", "enrol", "find", "keep", "running_loop", "scope_of", "take_early"]
 
+EARLY: Final = 1_000  # events at most that wait for the first bus
 LISTED: Final = 20  # events at most that the log names, of those lost at the end of the process
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
@@ -25,6 +26,7 @@ _buses: WeakSet[Any] = WeakSet()
 _by_id: dict[Hashable, Any] = {}
 _early: list[tuple[Event[Any], Hashable | None, Context]] = []  # dispatched before there was a bus
 _lock = threading.RLock()  # reentrant: a destructor may dispatch
+_process: Final = os.getpid()
 
 
 def enrol(bus: Any) -> None:
@@ -42,9 +44,19 @@ def claim_id(middleware_id: Hashable, bus: Any) -> None:
 
 
 def keep(event: Event[Any], middleware_id: Hashable | None) -> None:
-    """Keep an event for the first bus (of that id)."""
+    """Keep an event for the first bus (of that id).
+
+    Raises:
+        NoBusError: so many wait already that there may never be one.
+    """
     with _lock:
+        if len(_early) >= EARLY:
+            raise NoBusError(
+                f"event {event.name} is refused: no bus has run yet in this process, and {EARLY} events wait for one; "
+                "dispatch within `async with EventBus([...])`, or leave it to the application's process"
+            )
         _early.append((event, middleware_id, copy_context()))
+    logger.info("event %s (%s) waits for the first bus of this process", event.name, event.id)
 
 
 def take_early(bus: Any) -> list[tuple[Event[Any], Context]]:
@@ -127,7 +139,9 @@ def _all() -> list[Any]:
 
 def _is_early(loop: asyncio.AbstractEventLoop | None) -> bool:
     """Tell whether the application is still being set up: a module is imported, or no loop has run any bus yet."""
-    if loop is None and threading.current_thread() is threading.main_thread() and all(bus.is_new() for bus in _all()):
+    is_main = loop is None and threading.current_thread() is threading.main_thread()
+    # a forked worker, as of Celery, may never have a bus, and end without a word
+    if is_main and os.getpid() == _process and all(bus.is_new() for bus in _all()):
         return True
     frame = sys._getframe()
     while frame.f_back is not None:

@@ -24,7 +24,15 @@ from fastapi_events.scope import Scope, current_event
 if TYPE_CHECKING:
     from fastapi_events.bus import EventBus
 
-__all__ = ["MAX_DEPTH", "BusForDispatch", "DispatchOptions", "Dispatcher", "check_registry", "dispatch_is_disabled"]
+__all__ = [
+    "DISABLE_DISPATCH",
+    "MAX_DEPTH",
+    "BusForDispatch",
+    "DispatchOptions",
+    "Dispatcher",
+    "check_registry",
+    "dispatch_is_disabled",
+]
 
 MAX_DEPTH: Final = 32  # of a chain of events that cause one another, unless the bus says otherwise
 DISABLE_DISPATCH: Final = "FASTAPI_EVENTS_DISABLE_DISPATCH"

@@ -113,6 +113,13 @@ class Reporter:
         self.counts["unheard"] += 1
         if event.name not in self._unheard_names and len(self._unheard_names) < KNOWN_NAMES:
             self._unheard_names.add(event.name)
+            if event._opaque:
+                logger.warning(
+                    "nobody receives event %s (%s): it is opaque, and only functions on a LocalHandler receive such, "
+                    "as local_handler.register(...)(handler.handle) makes one of another handler",
+                    event.name, event.id,
+                )  # fmt: skip
+                return
             logger.info(
                 "nobody listens to event %s (%s): is the module with its subscribers imported?", event.name, event.id
             )

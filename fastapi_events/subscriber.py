@@ -10,7 +10,7 @@ from fastapi_events.handlers.base import BaseEventHandler
 from fastapi_events.retry import Retry
 from fastapi_events.scope import Scope
 
-__all__ = ["Router", "Subscriber", "as_subscriber", "route_to"]
+__all__ = ["Router", "Subscriber", "as_subscriber", "route_to", "route_to_one"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,16 +80,17 @@ def as_subscriber(handler: Any) -> Subscriber:
 
 def route_to(handlers: Sequence[Any]) -> Callable[[str], Sequence[Subscriber]]:
     """Return what tells who receives the events of a name, each once."""
-    routes = [_route_to_one(handler) for handler in handlers]
+    routes = [route_to_one(handler) for handler in handlers]
     if len(routes) == 1:
         return routes[0]
     # a dict: one function may be reached through several handlers
     return lambda name: tuple(dict.fromkeys(subscriber for route in routes for subscriber in route(name)))
 
 
-def _route_to_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
-    route: Callable[[str], Sequence[Subscriber]] | None = getattr(handler, "matching_subscribers", None)
-    if route is not None and not isinstance(handler, type):
-        return route
+def route_to_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
+    """Return what tells who receives the events of a name in a handler: those that a Router knows, or all of it."""
+    if hasattr(type(handler), "matching_subscribers"):  # pyright: ignore[reportUnknownArgumentType]
+        router: Router = handler  # not by its own attributes: a mock has any
+        return router.matching_subscribers
     whole = (as_subscriber(handler),)
     return lambda _: whole

@@ -195,6 +195,14 @@ def test_what_cannot_work_is_refused_where_it_is_set_up(arguments: dict[str, Any
         SQSForwardHandler(**{"queue_url": STANDARD, **arguments})
 
 
+def test_who_overrides_what_wrote_the_body_in_0_12_is_told() -> None:
+    class Old(SQSForwardHandler):
+        def format_message(self, event: Any) -> Any: ...
+
+    with pytest.raises(ConfigurationError, match="serializer="):
+        Old(STANDARD)
+
+
 async def test_a_client_that_boto3_cannot_make_is_an_error_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

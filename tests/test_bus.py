@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
@@ -311,6 +312,30 @@ async def test_an_opaque_object_reaches_functions_only_and_as_it_is():
         bus.dispatch("a", thing, opaque=True)
     assert received == [thing]
     assert recorder.names == []
+
+
+async def test_who_dispatches_an_opaque_object_where_only_other_handlers_are_is_told(caplog):
+    recorder = Recorder()
+    functions = LocalHandler()
+    async with EventBus([recorder, functions]) as bus:
+        event = bus.dispatch("a", object(), opaque=True)
+        await bus.drain()
+        (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert f"event a ({event.id}): it is opaque" in told.getMessage()
+        assert bus.stats().unheard == 1
+        functions.register("a")(recorder.handle)  # as the message says
+        bus.dispatch("a", object(), opaque=True)
+        await bus.drain()
+    assert recorder.names == ["a"]
+
+
+async def test_a_mock_is_a_handler_if_it_has_what_one_needs():
+    handler = AsyncMock()
+    async with EventBus([handler]) as bus:
+        event = bus.dispatch("a")
+    handler.handle_many.assert_awaited_once_with([event])
+    with pytest.raises(ConfigurationError, match="MagicMock cannot be a handler"):
+        EventBus([MagicMock()])
 
 
 async def test_a_handler_that_consumes_and_changes_its_batch_disturbs_nobody():

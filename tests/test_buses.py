@@ -547,6 +547,39 @@ def test_in_a_forked_child_nothing_is_taken_that_only_the_parent_would_deliver()
     assert ended.stderr == ""
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_worker_without_a_bus_of_its_own_keeps_nothing_for_one():
+    ended = run("""
+        import os
+        from fastapi_events import NoBusError, dispatch
+
+        child = os.fork()
+        if not child:
+            try:
+                dispatch("child")
+            except NoBusError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    """)
+    assert ended.stdout.startswith("there is no bus: ")
+
+
+@pytest.mark.parametrize("options", ["", ", middleware_id='shop'"])
+def test_a_process_that_never_has_a_bus_is_told_after_a_thousand_events(options):
+    ended = run(f"""
+        from fastapi_events import NoBusError, dispatch
+
+        try:
+            for number in range(2_000):
+                dispatch("a"{options})
+        except NoBusError as error:
+            print(number, error)
+    """)
+    assert ended.stdout.startswith("1000 event a is refused: no bus has run yet in this process, and 1000 events wait")
+    assert "1000 events" in ended.stderr
+
+
 def test_what_nobody_took_is_logged_at_exit():
     ended = run("""
         import asyncio

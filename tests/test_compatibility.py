@@ -300,6 +300,35 @@ def test_events_are_handled_locally(heard):
     )
 
 
+def test_a_subscriber_by_event_name_receives_the_event_whatever_its_annotation_says():
+    handler = LocalHandler()
+    received: list[tuple[Any, Any]] = []
+
+    @handler.register(event_name="user.*")
+    async def as_a_dict(event: dict) -> None:
+        name, payload = event
+        received.append((name, payload))
+
+    @handler.register(event_name="user.*")
+    def as_a_model(event: CatRequestedAFishEvent, depending: Any = Depends(lambda: None)) -> None:
+        name, payload = event
+        received.append((name, payload))
+
+    async def as_a_list(event: list) -> None:
+        name, payload = event
+        received.append((name, payload))
+
+    handler.register(as_a_list, event_name="user.*")
+    app = application(handler)
+
+    @app.get("/")
+    def index() -> None:
+        dispatch("user.signed_up", {"name": "Ada", "mail": "ada@example.org"})
+
+    TestClient(app).get("/")
+    assert received == [("user.signed_up", {"name": "Ada", "mail": "ada@example.org"})] * 3
+
+
 def test_dependencies_in_subscribers():
     handler = LocalHandler()
     seen: list[str] = []

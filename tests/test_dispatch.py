@@ -667,11 +667,12 @@ DISABLE = "FASTAPI_EVENTS_DISABLE_DISPATCH"
 
 
 @pytest.mark.parametrize("value", ["1", "t", "T", "true", "TRUE", "y", "Y", "yes", "on", "On", " 1 ", "true\n"])
-async def test_truthy_words_suppress(recorder, monkeypatch, value):
+async def test_truthy_words_suppress(recorder, monkeypatch, caplog, value):
     monkeypatch.setenv(DISABLE, value)
     async with EventBus([recorder]):
         assert dispatch("order.placed", {"id": "1"}, subject="s") == ("order.placed", OrderPlaced(id=1))
     assert recorder.events == []
+    assert f"{DISABLE} is set" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ class Compiled(NamedTuple):
     is_async: bool
 
 
-def compile_subscriber(function: Callable[..., Any], *, name: str, known: Mapping[str, Any] | None = None) -> Compiled:
+def compile_subscriber(
+    function: Callable[..., Any], *, name: str, known: Mapping[str, Any] | None = None, takes_event: bool = False
+) -> Compiled:
     """Read a subscriber's signature, and those of all that it depends on, and make one function of them.
 
     The first parameter receives the event, or the payload if it is annotated with a type that is no Event. The others
@@ -68,13 +70,15 @@ def compile_subscriber(function: Callable[..., Any], *, name: str, known: Mappin
         function: the subscriber.
         name: what messages call it.
         known: types by the names that its annotations may use though its module does not know them.
+        takes_event: the first parameter receives the event, whatever its annotation.
 
     Raises:
         SubscriberError: it cannot be called with an event; the message says which parameter, and what to do.
     """
     if not callable(function):
         raise SubscriberError(f"{name!r} is not callable: register a function", subscriber=name)
-    graph = Graph(function, name, known or {}, {})
+    known = known or {}
+    graph = Graph(function, name, known, {}, takes_event)
     if len(graph.steps) == len(graph.arguments) == 1:
         return Compiled(_plain(function, graph.arguments == ["event"], graph.is_async), graph.is_async)
     last: tuple[Mapping[Any, Any], Call] | None = None
@@ -88,7 +92,7 @@ def compile_subscriber(function: Callable[..., Any], *, name: str, known: Mappin
         nonlocal last
         overrides, found = {**(of_bus or {}), **(of_app or {})}, last
         if found is None or found[0] != overrides:
-            found = last = overrides, rewritten(Graph(function, name, known or {}, overrides))
+            found = last = overrides, rewritten(Graph(function, name, known, overrides, takes_event))
         return found[1]
 
     def rewritten(other: Graph) -> Call:

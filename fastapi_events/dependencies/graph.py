@@ -39,7 +39,12 @@ class Graph:
     """
 
     def __init__(
-        self, function: Callable[..., Any], name: str, known: Mapping[str, Any], overrides: Mapping[Any, Any]
+        self,
+        function: Callable[..., Any],
+        name: str,
+        known: Mapping[str, Any],
+        overrides: Mapping[Any, Any],
+        takes_event: bool,
     ) -> None:
         self.steps: list[Step] = []
         self.names: dict[str, Any] = {}
@@ -47,6 +52,7 @@ class Graph:
         self._name = name
         self._known = known
         self._overrides = overrides
+        self._takes_event = takes_event
         self._made: dict[Hashable, str] = {}
         self._path: list[Callable[..., Any]] = [function]
         self._payloads: list[Any] = []
@@ -71,7 +77,7 @@ class Graph:
         events = [member for member in members if _is_envelope(member)]
         if not events:
             self._payloads = [parameter.type]
-            return "event.payload"
+            return "event" if self._takes_event else "event.payload"
         if len(events) < len(members):
             self._refuse(parameter, "it cannot be now the event, now its payload: annotate it with Event[...] only")
         self._payloads = [type_ for event in events for type_ in get_args(event)[-1:]]

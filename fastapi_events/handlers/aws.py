@@ -109,6 +109,10 @@ class SQSForwardHandler(BaseEventHandler):
         threads: int = 4,
         **boto_client_kwargs: Any,
     ) -> None:
+        if hasattr(self, "format_message"):
+            raise ConfigurationError(
+                "format_message() of 0.12 is never called: pass serializer=, which writes the body"
+            )
         if "://" not in queue_url:
             raise ConfigurationError(f"{queue_url!r} is no queue URL: pass what `aws sqs get-queue-url` prints")
         if not 1 <= max_batch_size <= MAX_BATCH_SIZE:

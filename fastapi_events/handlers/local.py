@@ -120,7 +120,7 @@ class LocalHandler(BaseEventHandler):
 
         Args:
             what: models, event types, names or patterns (`"order.*"`); none for all events.
-            event_name: a name or pattern, as in 0.12.
+            event_name: a name or pattern, as in 0.12, where a function received the event whatever its annotations.
             retry: what to do after a failure; by default one attempt.
             timeout: seconds for one attempt. A thread that overruns cannot be stopped: it keeps its place, and the
                 subscriber starts nothing further in that request until it ends.
@@ -132,12 +132,13 @@ class LocalHandler(BaseEventHandler):
         """
         if what and _is_function(what[0]):
             function, *what_else = what
-            self._add(function, _patterns(what_else, event_name), _types(what_else), retry, timeout, concurrency)
+            patterns, types = _patterns(what_else, event_name), _types(what_else)
+            self._add(function, patterns, types, retry, timeout, concurrency, event_name is not None)
             return function
         patterns = _patterns(what, event_name)
 
         def decorate(function: Any) -> Any:
-            self._add(function, patterns, _types(what), retry, timeout, concurrency)
+            self._add(function, patterns, _types(what), retry, timeout, concurrency, event_name is not None)
             return function
 
         return decorate
@@ -229,6 +230,7 @@ class LocalHandler(BaseEventHandler):
         retry: Retry | None,
         timeout: float | None,
         concurrency: int,
+        takes_event: bool = False,
     ) -> None:
         name = name_of_function(function)
         _check_options(name, retry, timeout, concurrency)
@@ -243,7 +245,7 @@ class LocalHandler(BaseEventHandler):
         with self._lock:
             known = self._subscribers.get(_key(function))
             if known is None:
-                compiled = compile_subscriber(function, name=name, known=types)
+                compiled = compile_subscriber(function, name=name, known=types, takes_event=takes_event)
                 known = Subscriber(
                     name=name, call=compiled.call, is_async=compiled.is_async,
                     retry=retry, timeout=timeout, concurrency=concurrency,

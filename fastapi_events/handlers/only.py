@@ -12,7 +12,7 @@ from fastapi_events.event_type import EventType
 from fastapi_events.handlers.base import BaseEventHandler, EventHandler, as_event
 from fastapi_events.names import EventName
 from fastapi_events.patterns import matcher, patterns_of
-from fastapi_events.subscriber import Subscriber, as_subscriber
+from fastapi_events.subscriber import Subscriber, route_to_one
 
 __all__ = ["only"]
 
@@ -35,13 +35,10 @@ class _Only(BaseEventHandler):
     def __init__(self, handler: Any, patterns: list[str]) -> None:
         self._handler = handler
         self._matches = matcher(patterns)
-        self._route = None if isinstance(handler, type) else getattr(handler, "matching_subscribers", None)
-        self._whole: tuple[Subscriber, ...] = () if self._route else (as_subscriber(handler),)
+        self._route = route_to_one(handler)
 
     def matching_subscribers(self, name: str) -> Sequence[Subscriber]:
-        if not self._matches(name):
-            return ()
-        return self._route(name) if self._route else self._whole
+        return self._route(name) if self._matches(name) else ()
 
     async def start(self) -> None:
         if start := getattr(self._handler, "start", None):
