@@ -1,15 +1,14 @@
-"""The waist: events come in, the subscribers of every handler get them; start, limits, drain."""
+"""The waist: events come in, the subscribers of every handler get them; limits, drain."""
 
 import asyncio
 import logging
 import sys
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from dataclasses import replace
-from typing import Any, Final, Literal, Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter
@@ -20,17 +19,16 @@ from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.delivery import Delivery
 from fastapi_events.direct import deliver
 from fastapi_events.dispatching import (
-    DISABLE_DISPATCH,
     MAX_DEPTH,
     Dispatcher,
     check_registry,
-    dispatch_is_disabled,
 )
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
 from fastapi_events.ledger import Ledger
+from fastapi_events.lifecycle import Lifecycle
 from fastapi_events.outcome import DeliverOn, Outcome, check_deliver_on, is_success_by_default, split
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
@@ -39,8 +37,6 @@ from fastapi_events.scope import Scope, current_scope
 from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
-
-_TAKES_EVENTS: Final = frozenset({"starting", "started", "open"})
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
 
@@ -63,7 +59,7 @@ class BusOptions(TypedDict, total=False, closed=True):
     payload_schema_dump: bool
 
 
-class EventBus(Dispatcher):
+class EventBus(Lifecycle, Dispatcher):
     """Carries events from `dispatch` to handlers, within one process and at most once.
 
     `EventHandlerASGIMiddleware` starts and stops a bus with its application; elsewhere `async with bus:` does.
@@ -107,9 +103,7 @@ class EventBus(Dispatcher):
         registry: EventPayloadSchemaRegistry = default_registry,
         payload_schema_dump: bool = False,
     ) -> None:
-        # not every caller has a type checker
-        if isinstance(handlers, Iterator) or not isinstance(handlers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError("handlers= takes a list, as in handlers=[local_handler], that can be read twice")
+        super().__init__(handlers, drain_timeout)
         check_deliver_on(deliver_on)
         if max_threads < 1 or max_depth < 1 or (max_pending is not None and max_pending < 1):
             raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
@@ -122,34 +116,24 @@ class EventBus(Dispatcher):
             raise ConfigurationError(str(error)) from error
         if dead_letters is not None:
             as_subscriber(dead_letters)  # refuses what is no handler, before it is needed
-        self.handlers: tuple[EventHandler, ...] = tuple(handlers)
         self.source = source
         self.headers = headers
         self.deliver_on: DeliverOn = deliver_on
         self.max_depth = max_depth
-        self.drain_timeout = drain_timeout
         self.registry = registry
         self.payload_schema_dump = payload_schema_dump
         self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self.is_suppressed: bool = dispatch_is_disabled()
         self.copies_payloads: bool = dead_letters is not None
         self.reporter: Reporter = Reporter(on_error, on_withheld, dead_letters)
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.held = False  # by a middleware
-        self.has_lifespan: bool = False  # starts and stops with an application
         self._route = route_to(self.handlers)
         self._is_success = is_success or is_success_by_default
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._max_pending = max_pending
-        self._state: Literal["new", "starting", "started", "open", "stopping", "stopped"] = "new"
-        self._started: asyncio.Future[None] | None = None
-        self._opening: asyncio.Task[None] | None = None
         self._empty()
         buses.enrol(self)
 
     def _empty(self) -> None:
-        self._lock = threading.RLock()  # reentrant: a signal handler or a destructor may dispatch
         self._ledger = Ledger(self._lock, self._max_pending)
         self._under_way = UnderWay(self, self._lock)
 
@@ -162,17 +146,6 @@ class EventBus(Dispatcher):
             self.reporter.lost(delivery.give_up(), "its event loop ended")
         # requests and blocks that are thrown away as well tell of their own
         self.reporter.lost(self.lose(self._under_way.not_begun()), "its bus was thrown away")
-
-    def __repr__(self) -> str:
-        names = ", ".join(type(handler).__qualname__ for handler in self.handlers)
-        return f"<EventBus [{names}] {self._state}>"
-
-    async def __aenter__(self) -> Self:
-        await self.ensure_open()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.stop()
 
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
@@ -214,31 +187,6 @@ class EventBus(Dispatcher):
         report = await self._under_way.drain(seconds, deadline)
         return replace(report, delivered=self._ledger.delivered - delivered)
 
-    async def stop(self, timeout: float | None = None) -> DrainReport:
-        """Drain, then stop the handlers; the bus may be started again."""
-        if self._state == "stopped":
-            return DrainReport(delivered=0)
-        if self._state == "stopping":
-            return await self.drain(timeout)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self.drain_timeout if timeout is None else timeout)
-        first = await self.drain(timeout)
-        was_running = self.is_live()
-        with self._lock:
-            self._state = "stopping"
-        try:
-            rest = await self.drain(max(0.0, deadline - loop.time()))  # of what was accepted meanwhile
-        finally:
-            self._state = "stopped"
-        if was_running:
-            await _stop_handlers(self.handlers)
-        return DrainReport(
-            delivered=first.delivered + rest.delivered,
-            failed=first.failed + rest.failed,
-            cancelled=first.cancelled + rest.cancelled,
-            never_started=first.never_started + rest.never_started,
-        )
-
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
         oldest = self._under_way.oldest()
@@ -248,69 +196,15 @@ class EventBus(Dispatcher):
 
     # For the middleware
 
-    async def ensure_open(self) -> None:
-        """Start on the running loop unless that is done.
-
-        Raises:
-            ConfigurationError: this is not asyncio.
-        """
-        await self.start_handlers()
-        if not self.has_lifespan:
-            self.open()
-
-    def is_live(self) -> bool:
-        """Tell whether events can be taken, now or in a moment."""
-        return self._state in _TAKES_EVENTS and self.loop is not None and not self.loop.is_closed()
-
-    def is_waiting(self) -> bool:
-        """Tell whether the bus, held by a middleware, has not been started yet (or its loop has gone)."""
-        return self.held and not self.has_lifespan and self._state not in ("stopping", "stopped")
-
-    def is_new(self) -> bool:
-        """Tell whether the bus has never been started."""
-        return self.loop is None
-
     def after_fork(self) -> None:
         """Be stopped, in a forked child: the loop, and what is pending, are the parent's."""
         if self._state not in ("new", "stopped"):
+            super().after_fork()
             self._empty()
-            self._state = "stopped"
-            self.has_lifespan = False
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
         return self._under_way.unfinished()
-
-    def is_open_on(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Tell whether nothing is to be done before a request on this loop."""
-        return self.loop is loop and self._state == "open"
-
-    async def start_handlers(self) -> None:
-        """Call the handlers' `start`; what is dispatched meanwhile is kept until `open`."""
-        loop = buses.asyncio_loop()
-        if self._state == "stopping" or (self._state in ("started", "open") and self.is_live()):
-            return
-        if self._state == "starting" and self._started is not None and self.loop is loop:
-            await asyncio.wait({self._started})
-            return
-        self.is_suppressed = dispatch_is_disabled()
-        if self.is_suppressed:
-            logger.warning("%s is set: what is dispatched is thrown away until this bus starts again", DISABLE_DISPATCH)
-        self.loop, self._state = loop, "starting"
-        ended = self._started = loop.create_future()
-        done = 0
-        try:
-            for handler in self.handlers:
-                if start := getattr(handler, "start", None):
-                    await start()
-                done += 1
-            self._state = "started"
-        except BaseException:
-            self._state = "new"
-            await _stop_handlers(self.handlers[:done])
-            raise
-        finally:
-            ended.set_result(None)
 
     def open(self) -> None:
         """Begin to deliver, with what was kept so far, if the handlers have started."""
@@ -488,29 +382,6 @@ class EventBus(Dispatcher):
             self.reporter.lost(self.lose(backlog), "its event loop ended")
         elif backlog:
             deliver(scope, loop, self._ledger.tally(loop), backlog, copy_context())
-
-    def _open_soon(self) -> None:
-        """Start at the first dispatch, where an application without lifespan holds the bus."""
-        loop = buses.running_loop()
-        if self._state != "new" or not self.held or loop is None:
-            return
-        if self._opening is None or self._opening.get_loop().is_closed():
-            self._opening = loop.create_task(self.ensure_open())
-            self._opening.add_done_callback(self._opened)
-
-    def _opened(self, task: "asyncio.Task[None]") -> None:
-        self._opening = None
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("a handler failed to start; events are kept until the first request", exc_info=error)
-
-
-async def _stop_handlers(handlers: Iterable[Any]) -> None:
-    for handler in handlers:
-        if stop := getattr(handler, "stop", None):
-            try:
-                await stop()
-            except Exception:
-                logger.exception("%s failed to stop", type(handler).__qualname__)
 
 
 def current_bus() -> EventBus:
