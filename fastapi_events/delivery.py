@@ -17,49 +17,40 @@ from typing import Any
 
 from fastapi_events.attempts import OneByOne
 from fastapi_events.batches import InThread, Together
-from fastapi_events.direct import SLICE, Begun, DeliveryBus, Left, begin
+from fastapi_events.direct import Begun, DeliveryBus, Left, begin
 from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
 from fastapi_events.line import Item, Line, call_with_copy, resumed
 from fastapi_events.reporter import GivenUp
 from fastapi_events.scope import Scope, current_scope
 from fastapi_events.subscriber import Subscriber
+from fastapi_events.workers import Workers
 
 __all__ = ["Delivery"]
 
 
-class Delivery:
+class Delivery(Workers):
     """Hands the events of one scope to their subscribers, on the event loop on which it was made.
 
     Attributes:
-        loop: that event loop.
         scope: whose events they are.
         bus: which knows the subscribers.
         tally: where to count.
-        is_stopped: nothing more begins: a drain gives up, or the loop ends.
-        slice_end: when, by `monotonic()`, it is time to let the event loop do other things.
     """
 
     __slots__ = (
-        "_arrived", "_attended", "_coming", "_is_copied", "_is_cut_off", "_is_pausing", "_item", "_lines", "_ready",
-        "_receivers", "_reinforcement", "_settled", "_workers", "bus", "is_stopped", "loop", "scope",
-        "slice_end", "tally",
+        "_arrived", "_attended", "_is_copied", "_is_cut_off", "_item", "_lines", "_ready", "_receivers", "_settled",
+        "bus", "scope", "tally",
     )  # fmt: skip
 
     def __init__(self, bus: DeliveryBus, scope: Scope, loop: asyncio.AbstractEventLoop, tally: Tally) -> None:
-        self.loop: asyncio.AbstractEventLoop = loop
+        super().__init__(loop)
         self.scope: Scope = scope
         self.bus: DeliveryBus = bus
         self.tally: Tally = tally
-        self.is_stopped: bool = False
-        self.slice_end: float = 0.0
         self._is_cut_off = False  # by a drain, which reports what is left
-        self._is_pausing = False
         self._attended = 0  # lines that the ASGI call waits for
         self._settled: asyncio.Future[None] | None = None
-        self._reinforcement: asyncio.Handle | None = None
-        self._workers: set[asyncio.Task[None]] = set()
-        self._coming = 0  # workers that have yet to begin
         self._arrived: deque[tuple[Event[Any], Context]] = deque()
         self._receivers: Iterator[Subscriber] | None = None  # whom the first of these has yet to be given to
         self._is_copied = False  # each of them gets a payload of its own
@@ -138,85 +129,29 @@ class Delivery:
         self._rest()
         return given_up
 
-    # Workers
+    # Work
 
-    def _call_reinforcement(self) -> None:
-        """Have a worker made as soon as the loop runs, unless the present one has done all by then."""
-        if self._reinforcement is None:
-            self._reinforcement = self.loop.call_soon(self._reinforce)
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._ready) and not self.is_stopped
 
-    def _reinforce(self) -> None:
-        self._reinforcement = None
-        if self._has_work():
-            self._employ()
-
-    def _dismiss_reinforcement(self) -> None:
-        if self._reinforcement is not None:
-            self._reinforcement.cancel()
-            self._reinforcement = None
-
-    def _employ(self) -> None:
-        # not by way of the loop: a task factory that starts tasks eagerly would nest one worker in another
-        work = self._work(waits=True)
-        work.send(None)  # up to where it waits for its turn: if it is cancelled there, it learns of that
-        asyncio.Task(work, loop=self.loop)
-
-    def _employ_more(self) -> None:
-        """Employ workers for what is left, now that one has to wait.
-
-        Up to as many as there are already: so a hundred subscribers that suspend have all begun after seven turns of
-        the loop, not after a hundred.
-        """
-        if self._reinforcement is not None or self.is_stopped:
-            return
+    def _room(self) -> int:
         left = len(self._ready) + len(self._arrived)
-        if self._receivers is not None:
-            left += operator.length_hint(self._receivers) - 1
-        for _ in range(min(left, len(self._workers)) - self._coming):
-            self._employ()
+        return left if self._receivers is None else left + operator.length_hint(self._receivers) - 1
 
-    async def _work(self, begun: Begun | None = None, *, waits: bool = False) -> None:
-        worker: Any = None
-        try:
-            if waits:
-                self._coming += 1
-                try:
-                    await asyncio.sleep(0)
-                finally:
-                    self._coming -= 1
-                self.slice_end = monotonic() + SLICE
-            worker = asyncio.current_task(self.loop)
-            self._workers.add(worker)
-            if begun is None and worker.cancelling():
-                await self.uncancel()
-            while begun is not None or ((self._arrived or self._ready) and not self.is_stopped):
-                if begun is not None:
-                    await self._go_on(begun)
-                    begun = None
-                elif self._arrived:
-                    begun = self._hand_out(worker)
-                else:
-                    await self._serve(self._ready.popleft())
-                if begun is None and worker.cancelling():
-                    await self.uncancel()
-                if begun is None and self._has_work() and self.has_had_enough():
-                    if self._is_pausing:
-                        break  # two that go on after a pause would take two slices of each turn of the loop
-                    self._dismiss_reinforcement()  # and so would a new one
-                    self._is_pausing = True
-                    await self.pause()
-                    self._is_pausing = False
-        except GeneratorExit:
-            self.is_stopped = True
-            raise
-        finally:
-            self._workers.discard(worker)
-            if self._has_work():
-                self._call_reinforcement()
-            elif not self._workers and not self.is_stopped:
-                self._rest()
-            elif not self._workers and not self._is_cut_off:
-                self.bus.reporter.lost(self.give_up(), "its event loop ended")
+    async def _do(self, worker: Any, begun: Begun | None) -> Begun | None:
+        if begun is not None:
+            await self._go_on(begun)
+        elif self._arrived:
+            return self._hand_out(worker)
+        else:
+            await self._serve(self._ready.popleft())
+        return None
+
+    def _ended(self) -> None:
+        if not self.is_stopped:
+            self._rest()
+        elif not self._is_cut_off:
+            self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _rest(self) -> None:
         if self._reinforcement is not None:
@@ -231,46 +166,6 @@ class Delivery:
         if self._has_work():  # a signal handler or a destructor has dispatched within the lines above
             self.bus.active(self)
             self._call_reinforcement()
-
-    def _has_work(self) -> bool:
-        return bool(self._arrived or self._ready) and not self.is_stopped
-
-    def has_had_enough(self) -> bool:
-        """Tell whether it is time to let the event loop do other things, or nothing more may begin."""
-        return self.is_stopped or monotonic() >= self.slice_end
-
-    async def pause(self) -> None:
-        """Let the event loop do other things."""
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError as error:
-            self.ends_worker(error)
-        self.slice_end = monotonic() + SLICE
-
-    def ends_worker(self, error: BaseException) -> bool:
-        """Tell whether an exception ends the running worker, rather than tells of a failure; if so, stop."""
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self.is_stopped = True
-            return True
-        if self.is_stopped and not self.loop.is_running():  # this is thrown away, and the subscriber objects
-            return True
-        if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            return False
-        if not self.is_stopped and isinstance(error, asyncio.CancelledError):
-            self.is_stopped = bool(_worker().cancelling()) and _is_ending(self.loop)
-        return self.is_stopped
-
-    async def uncancel(self) -> None:
-        """Go on, if it was a subscriber that cancelled the running worker."""
-        worker = _worker()
-        if not worker.cancelling() or self.is_stopped:
-            return
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)  # it may not have come out yet
-        if _is_ending(self.loop):
-            self.is_stopped = True
-        while worker.cancelling() and not self.is_stopped:
-            worker.uncancel()
 
     # From what arrived to subscribers
 
@@ -421,13 +316,3 @@ def _line_of(subscriber: Subscriber) -> type[Line]:
     if subscriber.is_async or subscriber.retry or subscriber.timeout is not None or subscriber.concurrency > 1:
         return OneByOne
     return InThread
-
-
-def _worker() -> Any:
-    return asyncio.current_task()
-
-
-def _is_ending(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether the loop cancels all its tasks, as asyncio.run does at its end."""
-    current = asyncio.current_task()
-    return all(task.cancelling() or task is current for task in asyncio.all_tasks(loop))

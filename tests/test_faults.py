@@ -886,7 +886,7 @@ async def test_wherever_a_scope_closes_between_two_lines_of_a_dispatch_nothing_i
     assert sorted(received) == list(range(dispatched))
 
 
-INTERRUPTED = {"bus", "delivery", "direct", "drains", "ledger", "line", "scope"}
+INTERRUPTED = {"bus", "delivery", "direct", "drains", "ledger", "lifecycle", "line", "scope", "workers"}
 
 
 @pytest.mark.parametrize("kind", ["in a block", "that suspends", "outside", "with outcomes"])
