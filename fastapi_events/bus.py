@@ -29,7 +29,15 @@ from fastapi_events.event import DEFAULT_SOURCE, Event
 from fastapi_events.handlers.base import EventHandler
 from fastapi_events.ledger import Ledger
 from fastapi_events.lifecycle import Lifecycle
-from fastapi_events.outcome import DeliverOn, Outcome, check_deliver_on, is_success_by_default, split
+from fastapi_events.options import check_count
+from fastapi_events.outcome import (
+    DeliverOn,
+    Outcome,
+    check_deliver_on,
+    check_is_success,
+    is_success_by_default,
+    split,
+)
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
 from fastapi_events.reports import DrainReport, Failure, Stats
@@ -105,17 +113,24 @@ class EventBus(Lifecycle, Dispatcher):
     ) -> None:
         super().__init__(handlers, drain_timeout)
         check_deliver_on(deliver_on)
-        if max_threads < 1 or max_depth < 1 or (max_pending is not None and max_pending < 1):
-            raise ConfigurationError("max_threads=, max_depth= and max_pending= count from 1")
-        if headers and not callable(headers):
-            check_headers(headers)
+        check_count("max_threads", max_threads)
+        check_count("max_depth", max_depth)
+        if max_pending is not None:
+            check_count("max_pending", max_pending)
+        if is_success is not None:
+            check_is_success(is_success)
         check_registry("registry", registry)
         try:
             check_text("source", source)
+            if headers and not callable(headers):
+                check_headers(headers)
         except PayloadError as error:
             raise ConfigurationError(str(error)) from error
         if dead_letters is not None:
-            as_subscriber(dead_letters)  # refuses what is no handler, before it is needed
+            try:
+                as_subscriber(dead_letters)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"dead_letters= takes a handler, as FileHandler(path) is: {error}") from error
         self.source = source
         self.headers = headers
         self.deliver_on: DeliverOn = deliver_on
@@ -198,9 +213,8 @@ class EventBus(Lifecycle, Dispatcher):
 
     def after_fork(self) -> None:
         """Be stopped, in a forked child: the loop, and what is pending, are the parent's."""
-        if self._state not in ("new", "stopped"):
-            super().after_fork()
-            self._empty()
+        super().after_fork()
+        self._empty()
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
@@ -270,11 +284,12 @@ class EventBus(Lifecycle, Dispatcher):
                 if not backlog:
                     self._under_way.scopes.discard(scope)
         if not is_taken:
-            pending = self._ledger.pending
+            pending, collected = self._ledger.pending, self._under_way.collected()
             self.reporter.refused(event, pending)
             raise BusFullError(
-                f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows; "
-                "slow down, speed up the subscribers, or raise max_pending="
+                f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows, {collected} of "
+                "them for the end of a request or block; slow down, speed up the subscribers, raise max_pending=, or "
+                'dispatch with deliver_on="now" in a request that lasts'
             )
         self._hand_over(event, scope, copy_context())
 

@@ -18,7 +18,7 @@ from fastapi_events.scope import Scope, current_scope
 __all__ = ["asyncio_loop", "claim_id", "enrol", "find", "keep", "running_loop", "scope_of", "take_early"]
 
 EARLY: Final = 1_000  # events at most that wait for the first bus
-LISTED: Final = 20  # events at most that the log names, of those lost at the end of the process
+LISTED: Final = 20  # events at most that a line of the log names
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
 
@@ -37,7 +37,10 @@ def enrol(bus: Any) -> None:
 
 def claim_id(middleware_id: Hashable, bus: Any) -> None:
     """Give a bus the id by which `dispatch(middleware_id=...)` finds it."""
-    known = _by_id.get(middleware_id)
+    try:
+        known = _by_id.get(middleware_id)
+    except TypeError as error:
+        raise ConfigurationError(f"middleware_id={middleware_id!r} cannot be looked up: {error}") from error
     if known is not None and known is not bus:
         logger.warning("middleware_id=%r now stands for another bus: the one before is not found by it", middleware_id)
     _by_id[middleware_id] = bus
@@ -78,14 +81,17 @@ def find(middleware_id: Hashable | None) -> Any:
         bus = _by_id.get(middleware_id)
         if bus is None and not _is_early(loop):
             ids = ", ".join(map(repr, _by_id)) or "none"
-            raise NoBusError(f"no middleware has middleware_id={middleware_id!r} (there are: {ids}): check both places")
+            raise NoBusError(
+                f"no middleware has middleware_id={middleware_id!r} (there are: {ids}): check both places; that of a "
+                "mounted application is there from its first request on"
+            )
         return bus
     known = _all()
     live = [bus for bus in known if bus.is_live()] or [bus for bus in known if bus.is_waiting()]
     if len(live) > 1:
         live = [bus for bus in live if bus.loop is loop and loop is not None] or live
     if len(live) > 1:
-        listed = ", ".join(map(repr, live))
+        listed = ", ".join(map(_described, live))
         raise NoBusError(
             f"it is not clear which of {len(live)} buses is meant ({listed}): "
             "use bus.dispatch(...), bus=, or middleware_id="
@@ -137,6 +143,11 @@ def _all() -> list[Any]:
         return list(_buses)
 
 
+def _described(bus: Any) -> str:
+    ids = [repr(middleware_id) for middleware_id, other in _by_id.items() if other is bus]
+    return f"{bus!r} of middleware_id={' and '.join(ids)}" if ids else repr(bus)
+
+
 def _is_early(loop: asyncio.AbstractEventLoop | None) -> bool:
     """Tell whether the application is still being set up: a module is imported, or no loop has run any bus yet."""
     is_main = loop is None and threading.current_thread() is threading.main_thread()
@@ -158,16 +169,25 @@ def _report_at_exit() -> None:
     for bus in _all():
         left.extend(bus.unfinished())
     if left:
-        names = ", ".join(f"{event.name} ({event.id})" for event in left[:LISTED])
-        more = f" and {len(left) - LISTED} more" if len(left) > LISTED else ""
-        logger.error("the process ends before %d events were delivered: %s%s", len(left), names, more)
+        logger.error("the process ends before %d events were delivered: %s", len(left), _listed(left))
+
+
+def _listed(events: list[Event[Any]]) -> str:
+    names = ", ".join(f"{event.name} ({event.id})" for event in events[:LISTED])
+    return f"{names} and {len(events) - LISTED} more" if len(events) > LISTED else names
 
 
 def _after_fork() -> None:
     _lock.release()
     current_scope.set(None)  # only the parent will see its end
+    left = [event for event, _, _ in _early]
+    _early.clear()
     for bus in _all():
+        if bus.is_new():
+            left.extend(bus.unfinished())
         bus.after_fork()
+    if left:
+        logger.warning("%d events stay in the parent of this process, which began no bus: %s", len(left), _listed(left))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

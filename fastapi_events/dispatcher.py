@@ -22,7 +22,8 @@ class _AnyBus(Dispatcher):
         if bus is None and middleware_id is None:
             scope = current_scope.get()
             if scope is not None and scope.bus is not None:
-                return scope.bus, scope
+                # what has ended may be in something that has not: a block in a request
+                return scope.bus, buses.scope_of(scope.bus) if scope.ended else scope
         try:
             target = bus or buses.find(middleware_id)
         except NoBusError:

@@ -135,6 +135,10 @@ class UnderWay:
         arriving = [sent for arrivals in list(self._arrivals.values()) for sent in list(arrivals.events)]
         return [event for event, _, _ in [*list(self.kept), *arriving]]
 
+    def collected(self) -> int:
+        """Return how many events wait for the end of a request or block."""
+        return sum(len(scope.backlog or ()) for scope in list(self.scopes))
+
     def unfinished(self) -> list[Event[Any]]:
         """Return the events that some subscriber has yet to finish with."""
         left = self.not_begun()

@@ -11,6 +11,7 @@ from fastapi_events import buses
 from fastapi_events.dispatching import DISABLE_DISPATCH, dispatch_is_disabled
 from fastapi_events.errors import ConfigurationError
 from fastapi_events.handlers.base import EventHandler
+from fastapi_events.options import check_seconds
 from fastapi_events.reports import DrainReport
 
 __all__ = ["Lifecycle"]
@@ -36,6 +37,7 @@ class Lifecycle(ABC):
         # not every caller has a type checker
         if isinstance(handlers, Iterator) or not isinstance(handlers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError("handlers= takes a list, as in handlers=[local_handler], that can be read twice")
+        check_seconds("drain_timeout", drain_timeout)
         self.handlers: tuple[EventHandler, ...] = tuple(handlers)
         self.drain_timeout = drain_timeout
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -146,8 +148,8 @@ class Lifecycle(ABC):
 
     def after_fork(self) -> None:
         """Be stopped, in a forked child: the loop is the parent's."""
-        if self._state not in ("new", "stopped"):
-            self._lock = threading.RLock()  # another thread of the parent may have held it
+        self._lock = threading.RLock()  # another thread of the parent may have held it
+        if self._state != "new":
             self._state = "stopped"
             self.has_lifespan = False
 

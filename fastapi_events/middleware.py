@@ -57,6 +57,8 @@ class EventHandlerASGIMiddleware:
             raise ConfigurationError("EventHandlerASGIMiddleware takes either handlers=[...] or bus=")
         if bus is not None and options:
             raise ConfigurationError(f"{', '.join(options)}: give the options to the EventBus that you pass as bus=")
+        if bus is not None and not isinstance(bus, EventBus):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"bus={bus!r} is no EventBus: pass an instance, or handlers=[...]")
         self.app = app
         self.bus: EventBus = bus if bus is not None else EventBus(handlers or (), **options)
         self.bus.held = True

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from inspect import iscoroutinefunction
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from fastapi_events.errors import ConfigurationError
 
-__all__ = ["DeliverOn", "Outcome", "check_deliver_on", "is_success_by_default", "split"]
+__all__ = ["DeliverOn", "Outcome", "check_deliver_on", "check_is_success", "is_success_by_default", "split"]
 
 T = TypeVar("T")
 DeliverOn: TypeAlias = Literal["completion", "success", "failure", "now"]
@@ -32,6 +33,14 @@ def check_deliver_on(value: object) -> None:
     """Raise a ConfigurationError if no event can wait for this."""
     if value not in DELIVER_ON:
         raise ConfigurationError(f"deliver_on={value!r} is none of {', '.join(sorted(DELIVER_ON))}")
+
+
+def check_is_success(function: object) -> None:
+    """Raise a ConfigurationError if nothing can be told by calling this; a coroutine, which is true, tells nothing."""
+    if not callable(function) or any(map(iscoroutinefunction, (function, type(function).__call__))):
+        raise ConfigurationError(
+            f"is_success={function!r} cannot tell: pass a function that takes an Outcome, not async"
+        )
 
 
 def is_success_by_default(outcome: Outcome) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi_events.errors import ConfigurationError, Unrecoverable
+from fastapi_events.options import check_count, check_seconds
 
 __all__ = ["Retry"]
 
@@ -36,10 +37,9 @@ class Retry:
     uniform: Callable[[float, float], float] = random.uniform
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigurationError(f"attempts={self.attempts} would never start the subscriber: use 1 or more")
-        if self.initial < 0 or self.maximum < 0:
-            raise ConfigurationError("initial= and maximum= are seconds, from 0")
+        check_count("attempts", self.attempts)
+        check_seconds("initial", self.initial)
+        check_seconds("maximum", self.maximum)
         kinds: tuple[Any, ...] = self.on if isinstance(self.on, tuple) else (self.on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
             raise ConfigurationError(f"on={self.on!r} is no exception class, nor a tuple of such")

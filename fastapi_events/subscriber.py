@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, isfunction
 from typing import Any, Protocol
 
 from fastapi_events.errors import ConfigurationError
@@ -61,6 +61,11 @@ def as_subscriber(handler: Any) -> Subscriber:
     name = type(handler).__qualname__
     if isinstance(handler, type):
         raise ConfigurationError(f"{handler.__qualname__} is a class: pass an instance, {handler.__qualname__}(...)")
+    if isfunction(handler):
+        raise ConfigurationError(
+            f"{handler.__qualname__} is a function: register it, as with @local_handler.register, and pass "
+            "handlers=[local_handler]"
+        )
     if not iscoroutinefunction(getattr(handler, "handle_many", None)):
         raise ConfigurationError(
             f"{name} cannot be a handler: it has no `async def handle_many(self, events)`; derive it from "

@@ -47,6 +47,18 @@ def local(*functions: Callable[..., Any]) -> LocalHandler:
 # How many may wait
 
 
+async def test_who_is_refused_is_told_how_many_wait_for_the_end_of_something():
+    gate = Gate()
+    async with EventBus([local(gate)], max_pending=3) as bus:
+        async with bus.scope():
+            dispatch("a")
+            dispatch("b")
+            bus.dispatch("c", deliver_on="now")
+            with pytest.raises(BusFullError, match="3 events wait, .* 2 of them for the end of a request or block"):
+                bus.dispatch("d")
+            gate.let_go.set()
+
+
 async def test_a_place_is_free_again_once_every_subscriber_has_finished():
     one, other = Gate(), Gate()
     async with EventBus([local(one, other)], max_pending=1) as bus:

@@ -21,7 +21,6 @@ from fastapi_events import (
     EventPayloadSchemaRegistry,
     LocalHandler,
     NoBusError,
-    PayloadError,
     dispatch,
     registry,
 )
@@ -107,7 +106,7 @@ def test_options_that_cannot_work_are_refused(options):
 
 
 def test_headers_that_no_event_can_carry_are_refused():
-    with pytest.raises(PayloadError, match="Trace-Id"):
+    with pytest.raises(ConfigurationError, match="Trace-Id"):
         EventBus([], headers={"Trace-Id": "1"})
 
 

@@ -548,6 +548,35 @@ def test_in_a_forked_child_nothing_is_taken_that_only_the_parent_would_deliver()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_what_is_dispatched_before_a_fork_is_not_handled_by_every_worker():
+    ended = run("""
+        import asyncio
+        import os
+        from fastapi_events import BaseEventHandler, EventBus, dispatch
+
+        class Printer(BaseEventHandler):
+            async def handle(self, event):
+                print(event.name, flush=True)
+
+        async def main():
+            async with bus:
+                dispatch("of the worker")
+
+        bus = EventBus([Printer()])
+        dispatch("imported")
+        bus.dispatch("kept")
+        child = os.fork()
+        if not child:
+            asyncio.run(main())
+            os._exit(0)
+        os.waitpid(child, 0)
+        asyncio.run(main())
+    """)
+    assert ended.stdout.split("\n") == ["of the worker", "imported", "kept", "of the worker", ""]
+    assert ended.stderr.startswith("2 events stay in the parent of this process, which began no bus: imported (")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_worker_without_a_bus_of_its_own_keeps_nothing_for_one():
     ended = run("""
         import os

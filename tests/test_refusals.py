@@ -88,7 +88,7 @@ def test_a_function_that_cannot_be_called_with_an_event_is_refused_at_import(fun
             r"'Missing' is not defined\): import it at the top of its module, or use register",
         ),
         (of_an_int, "event", r"use a name, a pattern, a model or an EventType"),
-        (of_a_nameless_model, "event", r"Nameless has no event name: .* set __event_name__ on it"),
+        (of_a_nameless_model, "event", r"Nameless does not stand for one event name: derive it from EventModel"),
         (required, "mailer", r"give it Depends\(\) or a default"),
     ],
 )
@@ -108,9 +108,22 @@ def test_on_with_what_register_takes_is_refused(what, remedy):
         LocalHandler().on(what)
 
 
-def test_an_instance_instead_of_a_model_is_refused():
-    with pytest.raises(ConfigurationError, match=r"use the class, OrderPlaced$"):
-        LocalHandler().register(OrderPlaced())
+@pytest.mark.parametrize(
+    "what, remedy",
+    [
+        (OrderPlaced(), r"use the class, OrderPlaced$"),
+        ([OrderPlaced], r"pass what is in it one by one, as in \(A, B\)$"),
+        ((OrderPlaced, "a"), r"pass what is in it one by one, as in \(A, B\)$"),
+        (Event[OrderPlaced], r"use what is in the brackets$"),
+        (Nameless, r"Nameless does not stand for one event name: derive it from EventModel, or use the name"),
+        (None, r"None is no event name: use a name or a pattern"),
+        ("", r"'' is no event name: use a name or a pattern"),
+    ],
+)
+def test_what_does_not_stand_for_events_is_refused(what, remedy):
+    for subscribe in (LocalHandler().register, lambda what: only(EchoHandler(), what)):
+        with pytest.raises(ConfigurationError, match=remedy):
+            subscribe(what)
 
 
 @pytest.mark.parametrize("hook", [None, 1, "told", ["told"], [print, None]], ids=repr)
@@ -183,8 +196,9 @@ class NoHandler:
         (SyncHandle(), "SyncHandle cannot be a handler: write `async def handle"),
         (SyncBatches(), "SyncBatches cannot be a handler: .* derive it from BaseEventHandler"),
         (NoHandler(), "NoHandler cannot be a handler: .* derive it from BaseEventHandler"),
+        (no_annotation, "no_annotation is a function: register it, as with @local_handler.register"),
     ],
-    ids=["class", "local class", "sync handle", "sync handle_many", "misspelt"],
+    ids=["class", "local class", "sync handle", "sync handle_many", "misspelt", "function"],
 )
 def test_what_is_no_handler_is_refused_where_it_is_passed(place: Callable[[Any], object], handler, remedy):
     with pytest.raises(ConfigurationError, match=remedy):

@@ -1,6 +1,7 @@
 """Blocks: what belongs to one, when it goes, in which context."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -234,6 +235,29 @@ async def test_a_task_that_outlives_its_block_dispatches_at_once():
         await task
         await bus.drain()
         assert recorder.names == ["late"]
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["dispatch", "bus.dispatch"])
+async def test_a_task_that_outlives_its_block_dispatches_to_the_block_around_it(explicit):
+    recorder = Recorder()
+    withheld: list[str] = []
+    async with EventBus([recorder], on_withheld=lambda event: withheld.append(event.name)) as bus:
+        has_ended = asyncio.Event()
+
+        async def work() -> None:
+            await has_ended.wait()
+            (bus.dispatch if explicit else dispatch)("late", deliver_on="success")
+
+        with contextlib.suppress(ValueError):
+            async with bus.scope():
+                async with bus.scope():
+                    task = asyncio.create_task(work())
+                has_ended.set()
+                await task
+                await bus.drain()
+                assert recorder.names == []
+                raise ValueError
+    assert (recorder.names, withheld) == ([], ["late"])
 
 
 async def test_an_event_that_goes_now_does_not_wait_for_its_block():

@@ -17,6 +17,7 @@ from fastapi_events.handlers.annotations import annotated_patterns, name_of_func
 from fastapi_events.handlers.base import BaseEventHandler, as_event, raise_all
 from fastapi_events.handlers.function_types import AwaitableOrNone, SubscriberOf, SubscriberOptions
 from fastapi_events.names import EventName
+from fastapi_events.options import check_count, check_seconds
 from fastapi_events.patterns import matcher, patterns_of
 from fastapi_events.retry import Retry
 from fastapi_events.scope import Scope, current_scope, run_in_thread
@@ -270,10 +271,11 @@ def _check_options(name: str, retry: object, timeout: object, concurrency: objec
     """Raise a ConfigurationError for an option that cannot work; not every caller has a type checker."""
     if retry is not None and not isinstance(retry, Retry):
         raise ConfigurationError(f"retry={retry!r} of {name} is no Retry: use retry=Retry(attempts=3)")
-    if not isinstance(concurrency, int) or concurrency < 1:
-        raise ConfigurationError(f"concurrency={concurrency!r} would never start {name}: use an integer from 1")
-    if timeout is not None and (not isinstance(timeout, (int, float)) or timeout <= 0):
-        raise ConfigurationError(f"timeout={timeout!r} is no time for {name}: use seconds above 0, or None")
+    check_count("concurrency", concurrency)
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+        if not timeout:
+            raise ConfigurationError(f"timeout={timeout!r} is no time for {name}: use seconds above 0, or None")
 
 
 def _is_function(what: object) -> bool:
