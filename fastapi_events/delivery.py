@@ -72,7 +72,7 @@ class Delivery(Workers):
         self._arrived.extendleft(zip(reversed(events), repeat(context)))
         self._receivers = left.receivers
         self._is_copied = left.copied
-        self.slice_end = left.slice_end
+        self.slice_end: float = left.slice_end
         await self._work(left.begun)
 
     def is_settled(self) -> bool:
@@ -103,7 +103,8 @@ class Delivery(Workers):
 
     def cut_off(self) -> "set[asyncio.Task[None]]":
         """Begin nothing more, and cancel what runs; return that. Whoever calls this calls `give_up` later."""
-        self.is_stopped = self._is_cut_off = True
+        self.is_stopped: bool = True
+        self._is_cut_off = True
         for task in self._workers:
             # else its time limit has passed, or its subscriber failed, and it is closing what it has open
             if not task.cancelling() and task not in self.scope.closing:
