@@ -319,6 +319,16 @@ class EventBus(Lifecycle, Dispatcher):
         """Keep a delivery that has work."""
         self._under_way.deliveries.add(delivery)
 
+    def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
+        """Learn that a delivery has got an event."""
+        if self._under_way.drains:
+            self._under_way.added(delivery, event, cause)
+
+    def finished(self, delivery: Delivery, event: Event[Any]) -> None:
+        """Learn that no subscriber has yet to finish with an event of a delivery."""
+        if self._under_way.drains:
+            self._under_way.finished(delivery, event)
+
     def idle(self, delivery: Delivery) -> None:
         """Let a delivery go."""
         self._under_way.deliveries.discard(delivery)

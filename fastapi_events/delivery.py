@@ -22,7 +22,7 @@ from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
 from fastapi_events.line import Item, Line, call_with_copy, resumed
 from fastapi_events.reporter import GivenUp
-from fastapi_events.scope import Scope, current_scope
+from fastapi_events.scope import Scope, current_event, current_scope
 from fastapi_events.subscriber import Subscriber
 from fastapi_events.workers import Workers
 
@@ -64,6 +64,7 @@ class Delivery(Workers):
         if context.get(current_scope) is not self.scope:
             context.run(current_scope.set, self.scope)
         self._arrived.append((event, context))
+        self.bus.added(self, event, context.get(current_event))
         self._call_reinforcement()
 
     async def take_over(self, events: Sequence[Event[Any]], context: Context, left: Left) -> None:
@@ -209,10 +210,10 @@ class Delivery(Workers):
 
     def _end(self) -> None:
         """Take the first event that arrived off: its subscribers have it."""
-        self._arrived.popleft()
+        event, _ = self._arrived.popleft()
         self._receivers = None
         if self._item is None:
-            self.tally.finished += 1
+            self._finished(event)
         else:
             self.finish(self._item)
             self._item = None
@@ -301,7 +302,11 @@ class Delivery(Workers):
         """Count that one of an event's subscribers has finished with it."""
         item.remaining -= 1
         if not item.remaining:
-            self.tally.finished += 1
+            self._finished(item.event)
+
+    def _finished(self, event: Event[Any]) -> None:
+        self.tally.finished += 1
+        self.bus.finished(self, event)
 
     def _settle(self) -> None:
         if self._settled is not None and self.is_settled():

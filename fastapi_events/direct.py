@@ -42,6 +42,14 @@ class DeliveryBus(Bus, Protocol):
         """Keep a delivery that has work."""
         ...
 
+    def added(self, delivery: "Delivery", event: Event[Any], cause: Event[Any] | None) -> None:
+        """Learn that a delivery has got an event."""
+        ...
+
+    def finished(self, delivery: "Delivery", event: Event[Any]) -> None:
+        """Learn that no subscriber has yet to finish with an event of a delivery."""
+        ...
+
     def idle(self, delivery: "Delivery") -> None:
         """Let a delivery go."""
         ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -60,16 +60,21 @@ class Drain:
     """A drain that goes on.
 
     Attributes:
+        loop: whose events it waits for.
         around: the scopes that its caller is in, and that end only after it.
         by_subscriber: whether its caller is a subscriber, whose delivery ends only after it.
-        scopes: whose events it waits for.
-        deliveries: that it waits for.
+        scopes: that were open, with events: it waits for all of these.
+        events: that were with a delivery, by their `id()`, and those that they cause: it waits for these, and not for
+            what else is dispatched in their scopes later, of which there may be no end.
+        left: how many of them each delivery has.
     """
 
+    loop: asyncio.AbstractEventLoop
     around: set[Scope]
     by_subscriber: bool
     scopes: set[Scope]
-    deliveries: set[Delivery]
+    events: set[int]
+    left: Counter[Delivery]
 
     def is_awaited(self) -> bool:
         """Tell whether another drain can wait for this one."""
@@ -83,6 +88,7 @@ class UnderWay:
         kept: events that wait until the bus is open.
         scopes: with a backlog, until that is handed out.
         deliveries: that are not finished.
+        drains: that go on.
         watchers: of drains that wait for `changed`.
     """
 
@@ -93,7 +99,7 @@ class UnderWay:
         self._bus = bus
         self._lock = lock
         self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
-        self._drains: list[Drain] = []
+        self.drains: list[Drain] = []
         self.watchers: set[asyncio.Future[None]] = set()
 
     def send(self, loop: asyncio.AbstractEventLoop, sent: Sent) -> bool:
@@ -155,6 +161,23 @@ class UnderWay:
         times.extend(event._at for event in self.not_begun())
         return min(times, default=None)
 
+    def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
+        """Have drains that wait for the cause of an event wait for the event as well, which a delivery has got."""
+        for drain in list(self.drains):
+            if drain.loop is delivery.loop and id(cause) in drain.events:
+                drain.events.add(id(event))
+                drain.left[delivery] += 1
+
+    def finished(self, delivery: Delivery, event: Event[Any]) -> None:
+        """Have drains no longer wait for an event of a delivery."""
+        for drain in list(self.drains):
+            if id(event) in drain.events:
+                drain.events.remove(id(event))
+                drain.left[delivery] -= 1
+                if not drain.left[delivery]:
+                    del drain.left[delivery]
+                    self.changed()
+
     def changed(self) -> None:
         """Have every drain look again."""
         if not self.watchers:
@@ -203,31 +226,35 @@ class UnderWay:
                 await reporter.gave_up(given_up, seconds)
             await reporter.hooks_ended(deadline)
         finally:
-            self._drains.remove(drain)
+            self.drains.remove(drain)
         return given_up
 
     def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> Drain:
+        deliveries = [delivery for delivery in list(self.deliveries) if delivery.loop is loop]
+        events = {delivery: unfinished for delivery in deliveries if (unfinished := delivery.unfinished())}
         drain = Drain(
+            loop=loop,
             around=set(_scopes_around()),
             by_subscriber=current_event.get() is not None,
             scopes={scope for scope in list(self.scopes) if scope.loop is loop},
-            deliveries={delivery for delivery in list(self.deliveries) if delivery.loop is loop},
+            events={id(event) for several in events.values() for event in several},
+            left=Counter({delivery: len(several) for delivery, several in events.items()}),
         )
-        self._drains.append(drain)
+        self.drains.append(drain)
         self.changed()  # another drain may wait for this one
         return drain
 
     def _deliveries_left(self, drain: Drain) -> Iterator[Delivery]:
         """Return the deliveries that a drain has to wait for: not what waits for a drain that could wait for it."""
-        others = self._drains if drain.is_awaited() else (drain,)
+        others = self.drains if drain.is_awaited() else (drain,)
         waiting = {scope for other in others if other.by_subscriber for scope in other.around}
         for delivery in list(self.deliveries):
-            if (delivery in drain.deliveries or delivery.scope in drain.scopes) and delivery.scope not in waiting:
+            if (delivery in drain.left or delivery.scope in drain.scopes) and delivery.scope not in waiting:
                 yield delivery
 
     def _scopes_left(self, drain: Drain) -> Iterator[Scope]:
         """Return the same of the open scopes with a backlog."""
-        others = self._drains if drain.is_awaited() else (drain,)
+        others = self.drains if drain.is_awaited() else (drain,)
         waiting = {scope for other in others for scope in other.around}
         return (scope for scope in drain.scopes if scope.backlog and scope not in waiting)
 

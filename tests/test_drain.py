@@ -130,6 +130,32 @@ async def test_a_drain_does_not_wait_for_what_is_dispatched_later():
         assert slow.ended == ["before", "later"]
 
 
+async def test_a_drain_waits_in_a_scope_that_goes_on_for_what_was_before_and_what_that_causes():
+    slow = Slow()
+
+    async def causes(event: Event[Any]) -> None:
+        if event.name == "before":
+            await asyncio.sleep(1.0)
+            dispatch("caused", 3.0)
+
+    async def go_on(bus: EventBus) -> None:
+        async with bus.scope():
+            dispatch("before", 0.5, deliver_on="now")
+            while True:
+                dispatch("later", 2.0, deliver_on="now")
+                await asyncio.sleep(0.25)
+
+    async with EventBus([local(slow, causes, concurrency=100)]) as bus:
+        task = asyncio.create_task(go_on(bus))
+        await asyncio.sleep(0.1)
+        report = await bus.drain()
+        assert report.complete
+        assert now() == 4.0
+        assert "caused" in slow.ended
+        assert bus.stats().pending == 8
+        task.cancel()
+
+
 # What is left behind
 
 
