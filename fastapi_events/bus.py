@@ -184,7 +184,7 @@ class EventBus(Lifecycle, Dispatcher):
                 await delivery.settled()
 
     async def drain(self, timeout: float | None = None) -> DrainReport:
-        """Wait until all events that were accepted before, and what they caused, are handled.
+        """Wait until all events that were accepted before on this event loop, and what they caused, are handled.
 
         A running request is waited for if it has dispatched events, but not the one that calls this; two requests or
         subscribers that drain do not wait for each other. What is left at the deadline is cancelled or never starts;

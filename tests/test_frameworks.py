@@ -81,6 +81,31 @@ def test_fastapi_with_the_middleware_wrapped_around_it(with_lifespan):
     assert recorder.names == (["start", "a", "a", "stop"] if with_lifespan else ["start", "a", "start", "a"])
 
 
+@pytest.mark.parametrize("around", [False, True], ids=["added", "wrapped around"])
+def test_the_handler_of_all_exceptions_is_in_the_request_where_the_middleware_is_wrapped_around(around):
+    recorder = Recorder()
+    app = FastAPI()
+
+    @app.exception_handler(Exception)
+    async def apologise(request: Request, error: Exception) -> Response:
+        dispatch("apologised")
+        dispatch("paid", deliver_on="success")
+        return Response("sorry", 500)
+
+    @app.get("/")
+    async def index() -> None:
+        raise ValueError
+
+    served: Any = app
+    if around:
+        served = EventHandlerASGIMiddleware(app, handlers=[recorder])
+    else:
+        app.add_middleware(EventHandlerASGIMiddleware, handlers=[recorder])
+    with TestClient(served, raise_server_exceptions=False) as client:
+        assert client.get("/").text == "sorry"
+    assert recorder.names == ["start", "apologised", *([] if around else ["paid"]), "stop"]
+
+
 @with_and_without_lifespan
 def test_starlette(with_lifespan):
     recorder = Recorder()
