@@ -1,7 +1,6 @@
 """The waist: events come in, the subscribers of every handler get them; limits, drain."""
 
 import asyncio
-import logging
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping, Sequence
@@ -18,11 +17,7 @@ from fastapi_events import buses
 from fastapi_events.cloud_event import check_headers, check_text
 from fastapi_events.delivery import Delivery
 from fastapi_events.direct import deliver
-from fastapi_events.dispatching import (
-    MAX_DEPTH,
-    Dispatcher,
-    check_registry,
-)
+from fastapi_events.dispatching import MAX_DEPTH, Dispatcher, check_registry
 from fastapi_events.drains import UnderWay
 from fastapi_events.errors import BusFullError, ConfigurationError, NoBusError, PayloadError
 from fastapi_events.event import DEFAULT_SOURCE, Event
@@ -45,8 +40,6 @@ from fastapi_events.scope import Scope, current_scope
 from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
 __all__ = ["BusOptions", "EventBus", "current_bus"]
-
-logger: logging.Logger = logging.getLogger("fastapi_events")
 
 
 class BusOptions(TypedDict, total=False, closed=True):
