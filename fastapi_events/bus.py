@@ -143,17 +143,17 @@ class EventBus(Lifecycle, Dispatcher):
 
     def _empty(self) -> None:
         self._ledger = Ledger(self._lock, self._max_pending)
-        self._under_way = UnderWay(self, self._lock)
+        self.under_way: UnderWay = UnderWay(self, self._lock)
 
     def __del__(self, process_ends: Callable[[], bool] = sys.is_finalizing) -> None:  # `sys` may have gone by then
         """Report what is lost with a bus that nobody holds any more."""
         is_usable = hasattr(self, "_ledger")  # else its arguments could not work
         if not is_usable or not self._ledger.pending or process_ends():  # whose exit has reported it
             return
-        for delivery in list(self._under_way.deliveries):
+        for delivery in list(self.under_way.deliveries):
             self.reporter.lost(delivery.give_up(), "its event loop ended")
         # requests and blocks that are thrown away as well tell of their own
-        self.reporter.lost(self.lose(self._under_way.not_begun()), "its bus was thrown away")
+        self.reporter.lost(self.lose(self.under_way.not_begun()), "its bus was thrown away")
 
     @asynccontextmanager
     async def scope(self) -> AsyncGenerator[None]:
@@ -192,12 +192,12 @@ class EventBus(Lifecycle, Dispatcher):
         delivered = self._ledger.delivered
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
-        report = await self._under_way.drain(seconds, deadline)
+        report = await self.under_way.drain(seconds, deadline)
         return replace(report, delivered=self._ledger.delivered - delivered)
 
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""
-        oldest = self._under_way.oldest()
+        oldest = self.under_way.oldest()
         age = 0.0 if oldest is None else max((time.time_ns() - oldest) / 1e9, 0.0)
         counts = self.reporter.counts
         return Stats(pending=self._ledger.pending, oldest_age=age, delivered=self._ledger.delivered, **counts)
@@ -211,7 +211,7 @@ class EventBus(Lifecycle, Dispatcher):
 
     def unfinished(self) -> list[Event[Any]]:
         """Return events that were accepted and not handled, as far as this can be told when no loop runs any more."""
-        return self._under_way.unfinished()
+        return self.under_way.unfinished()
 
     def open(self) -> None:
         """Begin to deliver, with what was kept so far, if the handlers have started."""
@@ -221,8 +221,8 @@ class EventBus(Lifecycle, Dispatcher):
             self._state = "open"
             early = buses.take_early(self)
             self._ledger.take(len(early), True)
-            kept = [(event, None, context) for event, context in early] + self._under_way.kept
-            self._under_way.kept = []
+            kept = [(event, None, context) for event, context in early] + self.under_way.kept
+            self.under_way.kept = []
         for event, scope, context in kept:
             self._hand_over(event, scope, context)
 
@@ -241,13 +241,13 @@ class EventBus(Lifecycle, Dispatcher):
             try:
                 self._send_off(backlog, scope, status, exception)
             finally:
-                self._under_way.scopes.discard(scope)
+                self.under_way.scopes.discard(scope)
         scope.backlog = None
         delivery: Delivery | None = scope.delivery
-        if delivery is None or delivery not in self._under_way.deliveries:
+        if delivery is None or delivery not in self.under_way.deliveries:
             scope.disconnect()
-        if self._under_way.watchers:
-            self._under_way.changed()
+        if self.under_way.watchers:
+            self.under_way.changed()
         return None if delivery is None or delivery.is_settled() else delivery
 
     # For dispatching
@@ -266,7 +266,7 @@ class EventBus(Lifecycle, Dispatcher):
             backlog = scope.backlog if waits and scope is not None else None
             if is_taken and scope is not None and backlog is not None:
                 if not backlog:
-                    self._under_way.scopes.add(scope)
+                    self.under_way.scopes.add(scope)
                 if deliver_on != "completion":
                     scope.conditions = scope.conditions or {}
                     scope.conditions[id(event)] = deliver_on
@@ -275,9 +275,9 @@ class EventBus(Lifecycle, Dispatcher):
                     return
                 backlog[:] = [other for other in backlog if other is not event]  # the end may not have seen it
                 if not backlog:
-                    self._under_way.scopes.discard(scope)
+                    self.under_way.scopes.discard(scope)
         if not is_taken:
-            pending, collected = self._ledger.pending, self._under_way.collected()
+            pending, collected = self._ledger.pending, self.under_way.collected()
             self.reporter.refused(event, pending)
             raise BusFullError(
                 f"event {event.name} is refused: {pending} events wait, as many as max_pending= allows, {collected} of "
@@ -307,25 +307,6 @@ class EventBus(Lifecycle, Dispatcher):
             loop = asyncio.get_running_loop()
             scope.delivery = Delivery(self, scope, loop, self._ledger.tally(loop))
         return scope.delivery  # type: ignore[no-any-return]
-
-    def active(self, delivery: Delivery) -> None:
-        """Keep a delivery that has work."""
-        self._under_way.deliveries.add(delivery)
-
-    def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
-        """Learn that a delivery has got an event."""
-        if self._under_way.drains:
-            self._under_way.added(delivery, event, cause)
-
-    def finished(self, delivery: Delivery, event: Event[Any]) -> None:
-        """Learn that no subscriber has yet to finish with an event of a delivery."""
-        if self._under_way.drains:
-            self._under_way.finished(delivery, event)
-
-    def idle(self, delivery: Delivery) -> None:
-        """Let a delivery go."""
-        self._under_way.deliveries.discard(delivery)
-        self._under_way.changed()
 
     # For drains
 
@@ -368,9 +349,9 @@ class EventBus(Lifecycle, Dispatcher):
             waits = self._state in ("new", "starting", "started")
             is_stopped = self._state == "stopped" or (self._state == "stopping" and not event._chain)
             if waits:
-                self._under_way.kept.append((event, scope, context))
+                self.under_way.kept.append((event, scope, context))
             elif loop is not None and not is_closed and not is_stopped and (scope is None or loop is not here):
-                is_closed = not self._under_way.send(loop, (event, scope, context))
+                is_closed = not self.under_way.send(loop, (event, scope, context))
         if waits:
             self._open_soon()
         elif loop is None or is_stopped or is_closed:
@@ -393,7 +374,7 @@ class EventBus(Lifecycle, Dispatcher):
         if self._state in ("new", "starting"):
             context = copy_context()
             with self._lock:
-                self._under_way.kept.extend((event, scope, context) for event in backlog)
+                self.under_way.kept.extend((event, scope, context) for event in backlog)
         elif not loop.is_running() or (exception is not None and loop is not buses.running_loop()):
             # it is thrown away with its loop, maybe in another thread; which loop runs is asked only after an
             # exception, as that is a system call on CPython 3.11, which took 2 % of a request

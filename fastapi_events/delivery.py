@@ -60,16 +60,16 @@ class Delivery(Workers):
 
     def add(self, event: Event[Any], context: Context) -> None:
         """Take an event; its subscribers run in copies of the context, in dispatch order, and after this returns."""
-        self.bus.active(self)
+        self.bus.under_way.active(self)
         if context.get(current_scope) is not self.scope:
             context.run(current_scope.set, self.scope)
         self._arrived.append((event, context))
-        self.bus.added(self, event, context.get(current_event))
+        self.bus.under_way.added(self, event, context.get(current_event))
         self._call_reinforcement()
 
     async def take_over(self, events: Sequence[Event[Any]], context: Context, left: Left) -> None:
         """Go on with events that came before all others, in the task that began with them."""
-        self.bus.active(self)
+        self.bus.under_way.active(self)
         self._arrived.extendleft(zip(reversed(events), repeat(context)))
         self._receivers = left.receivers
         self._is_copied = left.copied
@@ -164,9 +164,9 @@ class Delivery(Workers):
             self.scope.disconnect()
             if not self._lines and self.scope.delivery is self:
                 self.scope.delivery = None  # a circle would wait for the collection of garbage, which stalls the loop
-        self.bus.idle(self)
+        self.bus.under_way.idle(self)
         if self._has_work():  # a signal handler or a destructor has dispatched within the lines above
-            self.bus.active(self)
+            self.bus.under_way.active(self)
             self._call_reinforcement()
 
     # From what arrived to subscribers
@@ -306,7 +306,7 @@ class Delivery(Workers):
 
     def _finished(self, event: Event[Any]) -> None:
         self.tally.finished += 1
-        self.bus.finished(self, event)
+        self.bus.under_way.finished(self, event)
 
     def _settle(self) -> None:
         if self._settled is not None and self.is_settled():

@@ -22,6 +22,7 @@ from fastapi_events.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from fastapi_events.delivery import Delivery
+    from fastapi_events.drains import UnderWay
 
 __all__ = ["SLICE", "Begun", "DeliveryBus", "Left", "begin", "deliver", "with_last"]
 
@@ -32,26 +33,11 @@ class DeliveryBus(Bus, Protocol):
     """What a delivery needs of the EventBus."""
 
     reporter: Reporter
+    under_way: "UnderWay"
     copies_payloads: bool  # even for a single subscriber
 
     def subscribers(self, event: Event[Any]) -> Sequence[Subscriber]:
         """Return who receives an event, each once."""
-        ...
-
-    def active(self, delivery: "Delivery") -> None:
-        """Keep a delivery that has work."""
-        ...
-
-    def added(self, delivery: "Delivery", event: Event[Any], cause: Event[Any] | None) -> None:
-        """Learn that a delivery has got an event."""
-        ...
-
-    def finished(self, delivery: "Delivery", event: Event[Any]) -> None:
-        """Learn that no subscriber has yet to finish with an event of a delivery."""
-        ...
-
-    def idle(self, delivery: "Delivery") -> None:
-        """Let a delivery go."""
         ...
 
     def delivery_of(self, scope: Scope) -> "Delivery":

@@ -161,6 +161,17 @@ class UnderWay:
         times.extend(event._at for event in self.not_begun())
         return min(times, default=None)
 
+    # For deliveries
+
+    def active(self, delivery: Delivery) -> None:
+        """Keep a delivery that has work."""
+        self.deliveries.add(delivery)
+
+    def idle(self, delivery: Delivery) -> None:
+        """Let a delivery go."""
+        self.deliveries.discard(delivery)
+        self.changed()
+
     def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
         """Have drains that wait for the cause of an event wait for the event as well, which a delivery has got."""
         for drain in list(self.drains):
@@ -180,8 +191,6 @@ class UnderWay:
 
     def changed(self) -> None:
         """Have every drain look again."""
-        if not self.watchers:
-            return
         for watcher in list(self.watchers):
             if not watcher.done() and not watcher.get_loop().is_closed():
                 watcher.get_loop().call_soon_threadsafe(_complete, watcher)
