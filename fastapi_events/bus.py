@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
-from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -35,7 +34,7 @@ from fastapi_events.outcome import (
 )
 from fastapi_events.registry.payload_schema import EventPayloadSchemaRegistry, registry as default_registry
 from fastapi_events.reporter import GivenUp, Hook, Reporter
-from fastapi_events.reports import DrainReport, Failure, Stats
+from fastapi_events.reports import DrainReport, Failure, Stats, Undelivered
 from fastapi_events.scope import Scope, current_scope
 from fastapi_events.subscriber import Subscriber, as_subscriber, route_to
 
@@ -192,8 +191,15 @@ class EventBus(Lifecycle, Dispatcher):
         delivered = self._ledger.delivered
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
-        report = await self.under_way.drain(seconds, deadline)
-        return replace(report, delivered=self._ledger.delivered - delivered)
+        with self.reporter.collecting() as failed:
+            given_up = await self.under_way.drain(seconds, deadline)
+        left = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
+        return DrainReport(
+            delivered=self._ledger.delivered - delivered,
+            failed=tuple(failed),
+            cancelled=tuple(one for one, attempts in left if attempts),
+            never_started=tuple(one for one, attempts in left if not attempts),
+        )
 
     def stats(self) -> Stats:
         """Return how the bus is doing, for a health probe; cheap unless very many events wait."""

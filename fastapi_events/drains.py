@@ -13,7 +13,6 @@ from fastapi_events.delivery import Delivery
 from fastapi_events.direct import SLICE, with_last
 from fastapi_events.event import Event
 from fastapi_events.reporter import GivenUp, Reporter
-from fastapi_events.reports import DrainReport, Undelivered
 from fastapi_events.scope import Scope, current_event, current_scope
 
 __all__ = ["Sent", "UnderWay"]
@@ -197,27 +196,13 @@ class UnderWay:
 
     # Draining
 
-    async def drain(self, seconds: float, deadline: float) -> DrainReport:
+    async def drain(self, seconds: float, deadline: float) -> list[GivenUp]:
         """Wait until all that is under way on the running loop, and what it causes, is handled; then give up.
 
         Args:
             seconds: that this takes at most, for what is said of events that are given up.
             deadline: the same in the loop's time.
-
-        Returns:
-            What became of it, but for the number of those that were delivered.
         """
-        with self._bus.reporter.collecting() as failed:
-            given_up = await self._drain(seconds, deadline)
-        pairs = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
-        return DrainReport(
-            delivered=0,
-            failed=tuple(failed),
-            cancelled=tuple(pair for pair, attempts in pairs if attempts),
-            never_started=tuple(pair for pair, attempts in pairs if not attempts),
-        )
-
-    async def _drain(self, seconds: float, deadline: float) -> list[GivenUp]:
         loop, reporter = asyncio.get_running_loop(), self._bus.reporter
         await reporter.hooks_ended(deadline)  # they may dispatch
         arrivals = self._arrivals.get(loop, Arrivals())
