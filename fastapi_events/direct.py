@@ -17,7 +17,7 @@ from fastapi_events.event import Event
 from fastapi_events.ledger import Tally
 from fastapi_events.line import call_with_copy
 from fastapi_events.reporter import GivenUp, Reporter
-from fastapi_events.scope import Bus, Scope, current_event, current_scope
+from fastapi_events.scope import Scope, current_event, current_scope
 from fastapi_events.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["SLICE", "Begun", "DeliveryBus", "Left", "begin", "deliver", "with_la
 SLICE: Final = 0.005  # seconds of work after which a delivery lets the event loop do other things
 
 
-class DeliveryBus(Bus, Protocol):
+class DeliveryBus(Protocol):
     """What a delivery needs of the EventBus."""
 
     reporter: Reporter

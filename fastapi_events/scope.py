@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import anyio.to_thread
 from anyio import CapacityLimiter, WouldBlock
@@ -15,20 +15,10 @@ from anyio import CapacityLimiter, WouldBlock
 from fastapi_events.event import Event
 from fastapi_events.outcome import DeliverOn
 
-__all__ = ["Bus", "Scope", "current_event", "current_scope", "run_in_thread", "undisturbed"]
+__all__ = ["Scope", "current_event", "current_scope", "run_in_thread", "undisturbed"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-class Bus(Protocol):
-    """What lower floors need of the EventBus."""
-
-    dependency_overrides: dict[Callable[..., Any], Callable[..., Any]]
-
-    def limiter(self) -> CapacityLimiter:
-        """Return what bounds the bus's worker threads on the running loop."""
-        ...
 
 
 class Scope:
