@@ -30,23 +30,15 @@ SLICE: Final = 0.005  # seconds of work after which a delivery lets the event lo
 
 
 class DeliveryBus(Protocol):
-    """What a delivery needs of the EventBus."""
+    """What a delivery needs of the EventBus; see there."""
 
     reporter: Reporter
     under_way: "UnderWay"
     copies_payloads: bool  # even for a single subscriber
 
-    def subscribers(self, event: Event[Any]) -> Sequence[Subscriber]:
-        """Return who receives an event, each once."""
-        ...
-
-    def delivery_of(self, scope: Scope) -> "Delivery":
-        """Return what goes on with the events of a scope; made when it is first asked for."""
-        ...
-
-    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
-        """Count events as no longer pending; return them with each subscriber that does not get them."""
-        ...
+    def subscribers(self, event: Event[Any]) -> Sequence[Subscriber]: ...
+    def delivery_of(self, scope: Scope) -> "Delivery": ...
+    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]: ...
 
 
 class Begun(NamedTuple):

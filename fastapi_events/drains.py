@@ -23,17 +23,12 @@ Sent = tuple[Event[Any], Scope | None, Context]
 
 
 class DrainedBus(Protocol):
-    """What a drain needs of the EventBus."""
+    """What a drain needs of the EventBus; see there."""
 
     reporter: Reporter
 
-    def deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None:
-        """Give an event to its subscribers, on the running loop."""
-        ...
-
-    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]:
-        """Count events as no longer pending; return them with each subscriber that does not get them."""
-        ...
+    def deliver(self, event: Event[Any], scope: Scope | None, context: Context) -> None: ...
+    def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]: ...
 
 
 class Arrivals:
