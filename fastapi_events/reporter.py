@@ -191,14 +191,10 @@ class Reporter:
 
     async def _tell(self, hooks: Sequence[Callable[[T], object]], what: T) -> None:
         for hook in hooks:
-            result = _call(hook, what)
-            if inspect.isawaitable(result):
-                try:
+            with _surviving(hook):
+                result = hook(what)
+                if inspect.isawaitable(result):
                     await result
-                except BaseException as error:
-                    logger.exception("the hook %r failed", hook)
-                    if _ends_task(error):
-                        raise
 
     async def _in_time(self, work: Coroutine[Any, Any, Any], who: str) -> bool:
         """Wait for a hook or handler that must not delay a shutdown; tell whether it came to a good end."""
@@ -220,19 +216,20 @@ class Reporter:
 
 def _tell_at_once(hooks: Sequence[Callable[[T], object]], what: T) -> None:
     for hook in hooks:
-        result = _call(hook, what)
-        if inspect.iscoroutine(result):
-            result.close()  # it cannot be awaited
+        with _surviving(hook):
+            result = hook(what)
+            if inspect.iscoroutine(result):
+                result.close()  # it cannot be awaited
 
 
-def _call(hook: Callable[[T], object], what: T) -> object:
+@contextmanager
+def _surviving(hook: object) -> Generator[None]:
     try:
-        return hook(what)
+        yield
     except BaseException as error:
         logger.exception("the hook %r failed", hook)
         if _ends_task(error):
             raise
-        return None
 
 
 def _ends_task(error: BaseException) -> bool:
