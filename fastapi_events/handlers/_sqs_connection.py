@@ -39,15 +39,12 @@ class Connection:
 
     Attributes:
         opened: has the queue, or what `open_queue` raised.
-        max_message_bytes: the queue's; 0 until it is open.
     """
 
     def __init__(self, open_queue: Callable[[], Queue], policy: Policy, owner: object) -> None:
         self.opened: Future[Queue] = Future()
         self.opened.set_running_or_notify_cancel()  # one waiter that is cancelled does not cancel it for all
-        self.max_message_bytes = 0
         self._open_queue = open_queue
-        self._failed = False
         self._pid = os.getpid()
         self._policy = policy
         self._lock = threading.Lock()
@@ -60,7 +57,7 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether it can make calls: not if the queue failed to open, nor in a fork, which has none of the threads."""
-        return not self._failed and self._pid == os.getpid()
+        return self._pid == os.getpid() and not (self.opened.done() and self.opened.exception())
 
     def batches(self) -> Batches:
         """Return what waits on the running event loop."""
@@ -90,15 +87,13 @@ class Connection:
         try:
             queue = self._open_queue()
         except Exception as error:
-            self._failed = True
             self.close()
             self.opened.set_exception(error)
         else:
-            self.max_message_bytes = queue.max_message_bytes
             self.opened.set_result(queue)
 
     def _close_queue(self) -> None:
-        if not self._failed:
+        if not self.opened.exception():
             self.opened.result().close()
 
     def _submit(self, entries: Sequence[dict[str, Any]], done: Callable[[Answers], object]) -> None:

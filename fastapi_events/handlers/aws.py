@@ -172,6 +172,7 @@ class SQSForwardHandler(BaseEventHandler):
         """
         connection = await self._connect()
         batches = connection.batches()
+        max_bytes = connection.opened.result().max_message_bytes
         clock = time.monotonic
         slice_end = clock() + SLICE
         count = 0
@@ -180,7 +181,7 @@ class SQSForwardHandler(BaseEventHandler):
             for event in map(as_event, events):
                 count += 1
                 try:
-                    batches.add(event, self._format.message(event, connection.max_message_bytes), delivery)
+                    batches.add(event, self._format.message(event, max_bytes), delivery)
                 except Refused as refused:
                     delivery.rejected.append(Rejection(event, str(refused)))
                 if clock() > slice_end:
@@ -204,7 +205,7 @@ class SQSForwardHandler(BaseEventHandler):
         connection = self._connection
         if connection is None or not connection.usable:
             connection = self._new_connection()
-        if not connection.max_message_bytes:
+        if not connection.opened.done():
             await asyncio.wrap_future(connection.opened)
         return connection
 
