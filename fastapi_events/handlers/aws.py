@@ -202,19 +202,13 @@ class SQSForwardHandler(BaseEventHandler):
             )
 
     async def _connect(self) -> Connection:
-        connection = self._connection
-        if connection is None or not connection.usable:
-            connection = self._new_connection()
-        if not connection.opened.done():
-            await asyncio.wrap_future(connection.opened)
-        return connection
-
-    def _new_connection(self) -> Connection:
         with self._lock:
             connection = self._connection
             if connection is None or not connection.usable:
                 connection = self._connection = Connection(self._open_queue, self._policy, self)
-            return connection
+        if not connection.opened.done():
+            await asyncio.wrap_future(connection.opened)
+        return connection
 
 
 def _open_queue(
