@@ -16,7 +16,6 @@ __all__ = ["Answers", "Batches", "Delivery", "Policy", "Refusal", "Submit"]
 MAX_CALL_BYTES: Final = 1_048_576  # of all messages of one call, their attributes included
 FIRST_BACKOFF: Final = 0.1  # seconds; doubles with every attempt
 MAX_BACKOFF: Final = 5.0  # seconds
-_NUMBERS: Final = tuple(map(str, range(10)))  # ids of the entries of a call
 
 
 class Policy(NamedTuple):
@@ -205,9 +204,9 @@ class Batches:
     def _call(self, batch: list[_Waiting]) -> None:
         deadline = self._loop.time() + self._policy.retry_for
         entries: list[dict[str, Any]] = []
-        for waiting, number in zip(batch, _NUMBERS, strict=False):
+        for number, waiting in enumerate(batch):
             entry = waiting.message.entry
-            entry["Id"] = number
+            entry["Id"] = str(number)
             entries.append(entry)
             waiting.attempts += 1
             waiting.refused = ""

@@ -20,8 +20,6 @@ _ILLEGAL_CHARACTER: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U000100
 _LEGAL_ASCII: Final = bytes([0x09, 0x0A, 0x0D, *range(0x20, 0x80)])
 _ID: Final = re.compile(f"[!-~]{{1,{MAX_ID_CHARACTERS}}}")
 
-_OWN_HEADERS: Final = ("traceparent",)
-
 
 class Refused(Exception):  # noqa: N818 - a fact about one event, which its batch outlives
     """SQS would not take the event; the text says why."""
@@ -65,9 +63,8 @@ class MessageFormat:
             raise ConfigurationError(f"attributes= takes names of headers, not one string: use [{attributes!r}]")
         self._serializer: Callable[[Event[Any]], object] = serializer or Event.to_json
         self._group_id = group_id
-        self._has_group = fifo or group_id is not None
         self._fifo = fifo
-        self._headers = (*_OWN_HEADERS, *(name for name in attributes if name not in _OWN_HEADERS))
+        self._headers = tuple(dict.fromkeys(["traceparent", *attributes]))
         # A serializer of the user's may write anything: only our own body has a known type.
         self._content_type = None if serializer else _attribute("contentType", "application/cloudevents+json")
 
@@ -79,7 +76,7 @@ class MessageFormat:
         """
         try:
             body = self._serializer(event)
-            group = self._group(event) if self._has_group else None
+            group = self._group(event)
         except Exception as error:
             raise Refused(f"cannot be written as a message: {type(error).__name__}: {error}") from error
         if not isinstance(body, str) or not body:
@@ -119,13 +116,11 @@ class MessageFormat:
         return attributes, size
 
 
-_ID_RULE: Final = f"SQS takes 1 to {MAX_ID_CHARACTERS} letters, digits and punctuation of ASCII"
-
-
 def _checked_id(what: str, text: object) -> str:
     if isinstance(text, str) and _ID.fullmatch(text):
         return text
-    raise Refused(f"bad {what} {text!r:.160}: {_ID_RULE}")
+    rule = f"SQS takes 1 to {MAX_ID_CHARACTERS} letters, digits and punctuation of ASCII"
+    raise Refused(f"bad {what} {text!r:.160}: {rule}")
 
 
 def _attribute(name: str, text: str) -> tuple[dict[str, str], int]:
