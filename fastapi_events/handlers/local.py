@@ -131,18 +131,14 @@ class LocalHandler(BaseEventHandler):
             SubscriberError: the function cannot be a subscriber, or has other options already.
             ConfigurationError: an option or something in `what` makes no sense.
         """
-        if what and _is_function(what[0]):
-            function, *what_else = what
-            patterns, types = _patterns(what_else, event_name), _types(what_else)
-            self._add(function, patterns, types, retry, timeout, concurrency, event_name is not None)
-            return function
-        patterns = _patterns(what, event_name)
+        function, sources = (what[0], what[1:]) if what and _is_function(what[0]) else (None, what)
+        patterns, types = _patterns(sources, event_name), _types(sources)
 
         def decorate(function: Any) -> Any:
-            self._add(function, patterns, _types(what), retry, timeout, concurrency, event_name is not None)
+            self._add(function, patterns, types, retry, timeout, concurrency, event_name is not None)
             return function
 
-        return decorate
+        return decorate if function is None else decorate(function)
 
     @overload
     def on(self, function: FunctionT, /) -> FunctionT: ...
