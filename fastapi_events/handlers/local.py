@@ -58,8 +58,7 @@ class LocalHandler(BaseEventHandler):
 
     def __init__(self) -> None:
         self._subscribers: dict[Any, Subscriber] = {}
-        self._patterns: dict[Subscriber, list[str]] = {}
-        self._matchers: dict[Subscriber, Callable[[str], bool]] = {}
+        self._matchers: dict[Subscriber, list[Callable[[str], bool]]] = {}  # one for each time it was registered
         self._routes: dict[str, tuple[Subscriber, ...]] = {}
         self._whole: Subscriber | None = None
         self._lock = threading.RLock()  # of who registers; who looks up needs none
@@ -178,7 +177,7 @@ class LocalHandler(BaseEventHandler):
             if subscriber is None:
                 name = name_of_function(function)
                 raise SubscriberError(f"{name} is not registered here", subscriber=name)
-            del self._patterns[subscriber], self._matchers[subscriber]
+            del self._matchers[subscriber]
             self._routes = {}
 
     def matching_subscribers(self, name: str) -> tuple[Subscriber, ...]:
@@ -192,7 +191,8 @@ class LocalHandler(BaseEventHandler):
         routes = self._routes
         subscribers = routes.get(name)
         if subscribers is None:
-            subscribers = tuple(subscriber for subscriber, matches in list(self._matchers.items()) if matches(name))
+            known = list(self._matchers.items())
+            subscribers = tuple(subscriber for subscriber, ways in known if any(matches(name) for matches in ways))
             if len(routes) >= CACHED_NAMES:
                 routes.clear()
             routes[name] = subscribers
@@ -248,15 +248,14 @@ class LocalHandler(BaseEventHandler):
                     retry=retry, timeout=timeout, concurrency=concurrency,
                 )  # fmt: skip
                 self._subscribers[_key(function)] = known
-                self._patterns[known] = []
+                self._matchers[known] = []
             elif (known.retry, known.timeout, known.concurrency) != (retry, timeout, concurrency):
                 raise SubscriberError(
                     f"{name} is registered already, with other options: use one retry=, timeout= and concurrency= "
                     "for all its events, or register another function",
                     subscriber=name,
                 )
-            self._patterns[known].extend(patterns)
-            self._matchers[known] = matcher(self._patterns[known])
+            self._matchers[known].append(matcher(patterns))
             self._routes = {}  # not emptied: another thread may be about to add what it found before
 
 
