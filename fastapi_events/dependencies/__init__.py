@@ -109,14 +109,11 @@ def compile_subscriber(
 def _plain(function: Callable[..., Any], takes_event: bool, is_async: bool) -> Call:
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if is_async and not getattr(code, "co_flags", 0) & inspect.CO_COROUTINE:  # a call may do more than make a coroutine
-        return _plain_async(function, takes_event)
+
+        async def call(event: Event[Any], _: Scope) -> None:
+            await function(event if takes_event else event.payload)
+
+        return call
     if takes_event:
         return lambda event, _: function(event)
     return lambda event, _: function(event.payload)
-
-
-def _plain_async(function: Callable[..., Any], takes_event: bool) -> Call:
-    async def call(event: Event[Any], _: Scope) -> None:
-        await function(event if takes_event else event.payload)
-
-    return call
