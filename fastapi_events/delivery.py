@@ -156,10 +156,8 @@ class Delivery(Workers):
             self.bus.reporter.lost(self.give_up(), "its event loop ended")
 
     def _rest(self) -> None:
-        if self._reinforcement is not None:
-            self._dismiss_reinforcement()
-        if self._lines:
-            self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.has_threads()}
+        self._dismiss_reinforcement()
+        self._lines = {subscriber: line for subscriber, line in self._lines.items() if line.has_threads()}
         if self.scope.ended:
             self.scope.disconnect()
             if not self._lines and self.scope.delivery is self:
@@ -217,8 +215,7 @@ class Delivery(Workers):
         else:
             self.finish(self._item)
             self._item = None
-        if self._settled is not None:
-            self._settle()
+        self._settle()
 
     def _enqueue(self, subscriber: Subscriber, event: Event[Any], context: Context) -> None:
         line, item = self._in_line(subscriber, event, context)

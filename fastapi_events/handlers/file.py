@@ -38,7 +38,7 @@ class FileHandler(BaseEventHandler):
 
     async def handle(self, event: Event[object] | Any) -> None:  # Any: 0.12 passed pairs
         """Append one event."""
-        await self.handle_many([as_event(event)])
+        await self.handle_many([event])
 
     async def handle_many(self, events: Iterable[Event[object]]) -> None:
         """Append events, all or none of them.
