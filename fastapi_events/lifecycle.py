@@ -5,7 +5,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 from fastapi_events import buses
 from fastapi_events.dispatching import DISABLE_DISPATCH, dispatch_is_disabled
@@ -15,8 +15,6 @@ from fastapi_events.options import check_seconds
 from fastapi_events.reports import DrainReport
 
 __all__ = ["Lifecycle"]
-
-_TAKES_EVENTS: Final = frozenset({"starting", "started", "open"})
 
 logger: logging.Logger = logging.getLogger("fastapi_events")
 
@@ -132,7 +130,7 @@ class Lifecycle(ABC):
 
     def is_live(self) -> bool:
         """Tell whether events can be taken, now or in a moment."""
-        return self._state in _TAKES_EVENTS and self.loop is not None and not self.loop.is_closed()
+        return self._state in ("starting", "started", "open") and self.loop is not None and not self.loop.is_closed()
 
     def is_open_on(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Tell whether nothing is to be done before a request on this loop."""
