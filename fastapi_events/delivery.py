@@ -71,6 +71,8 @@ class Delivery(Workers):
         """Go on with events that came before all others, in the task that began with them."""
         self.bus.under_way.active(self)
         self._arrived.extendleft(zip(reversed(events), repeat(context)))
+        for event in events:
+            self.bus.under_way.added(self, event, None)
         self._receivers = left.receivers
         self._is_copied = left.copied
         self.slice_end: float = left.slice_end

@@ -31,24 +31,6 @@ class DrainedBus(Protocol):
     def lose(self, events: Sequence[Event[Any]]) -> list[GivenUp]: ...
 
 
-class Arrivals:
-    """Events on their way to an event loop, from other threads or from outside of any scope.
-
-    Attributes:
-        events: in the order in which they were sent.
-        taken: how many were taken off, from the beginning.
-    """
-
-    def __init__(self) -> None:
-        self.events: deque[Sent] = deque()
-        self.taken: int = 0
-
-    def take(self) -> Sent:
-        """Take the first one off."""
-        self.taken += 1
-        return self.events.popleft()
-
-
 @dataclass(eq=False, kw_only=True)
 class Drain:
     """A drain that goes on.
@@ -57,18 +39,20 @@ class Drain:
         loop: whose events it waits for.
         around: the scopes that its caller is in, and that end only after it.
         by_subscriber: whether its caller is a subscriber, whose delivery ends only after it.
-        scopes: that were open, with events: it waits for all of these.
-        events: that were with a delivery, by their `id()`, and those that they cause: it waits for these, and not for
-            what else is dispatched in their scopes later, of which there may be no end.
+        events: that were unfinished, by their `id()`, and those that they cause: it waits for these, and not for what
+            else is dispatched in their scopes later, of which there may be no end.
+        scopes: that were open, and have some of them.
         left: how many of them each delivery has.
+        sent: which of them, from a thread or from outside of any scope, have yet to reach the loop.
     """
 
     loop: asyncio.AbstractEventLoop
     around: set[Scope]
     by_subscriber: bool
+    events: dict[int, Event[Any]]
     scopes: set[Scope]
-    events: set[int]
     left: Counter[Delivery]
+    sent: set[int]
 
     def is_awaited(self) -> bool:
         """Tell whether another drain can wait for this one."""
@@ -92,48 +76,63 @@ class UnderWay:
         self.deliveries: set[Delivery] = set()
         self._bus = bus
         self._lock = lock
-        self._arrivals: dict[asyncio.AbstractEventLoop, Arrivals] = {}  # of loops that have any
+        self._sent: dict[asyncio.AbstractEventLoop, deque[Sent]] = {}  # of loops that have any
         self.drains: list[Drain] = []
         self.watchers: set[asyncio.Future[None]] = set()
 
     def send(self, loop: asyncio.AbstractEventLoop, sent: Sent) -> bool:
         """Have an event delivered by a loop as soon as it runs; tell whether it still can. The bus's lock is held."""
-        arrivals = self._arrivals.get(loop)
-        if arrivals is None:
+        queue = self._sent.get(loop)
+        if queue is None:
             # first: a signal handler or a destructor may send within the lines below
-            arrivals = self._arrivals.setdefault(loop, Arrivals())
+            queue = self._sent.setdefault(loop, deque())
             try:
-                loop.call_soon_threadsafe(self._arrive, loop, arrivals)
+                loop.call_soon_threadsafe(self._arrive, loop, queue)
             except RuntimeError:  # it was closed just now
-                self._arrivals.pop(loop, None)
+                self._sent.pop(loop, None)
                 return False
-        arrivals.events.append(sent)
+        event, _, context = sent
+        cause = context.get(current_event)
+        for drain in list(self.drains):
+            if drain.loop is loop and id(cause) in drain.events:
+                drain.events[id(event)] = event
+                drain.sent.add(id(event))
+        queue.append(sent)
         return True
 
-    def _arrive(self, loop: asyncio.AbstractEventLoop, arrivals: Arrivals) -> None:
+    def _arrive(self, loop: asyncio.AbstractEventLoop, queue: deque[Sent]) -> None:
         """Deliver what was sent to the running loop, in turns that leave it time for other things."""
         turn_ends = monotonic() + SLICE
         try:
-            while arrivals.events and monotonic() < turn_ends:
+            while queue and monotonic() < turn_ends:
                 try:
-                    self._bus.deliver(*arrivals.events[0])
+                    self._bus.deliver(*queue[0])
                 finally:  # even if a subscriber ends the program
                     with self._lock:
-                        arrivals.take()
+                        event, _, _ = queue.popleft()
+                    self._arrived(event)
         finally:
             with self._lock:
-                if not arrivals.events and self._arrivals.get(loop) is arrivals:
-                    del self._arrivals[loop]
-                if arrivals.events:  # maybe since the line above, from a signal handler or a destructor
-                    self._arrivals.setdefault(loop, arrivals)
-                    loop.call_soon(self._arrive, loop, arrivals)
+                if not queue and self._sent.get(loop) is queue:
+                    del self._sent[loop]
+                if queue:  # maybe since the line above, from a signal handler or a destructor
+                    self._sent.setdefault(loop, queue)
+                    loop.call_soon(self._arrive, loop, queue)
+
+    def _arrived(self, event: Event[Any]) -> None:
+        """Have drains no longer wait for an event that was sent; those that a delivery has got know already."""
+        for drain in list(self.drains):
+            if id(event) in drain.sent:
+                drain.sent.remove(id(event))
+                del drain.events[id(event)]
+                self.changed()
 
     # From any thread. Lists, as loops and threads that go on change all of these.
 
     def not_begun(self) -> list[Event[Any]]:
         """Return the events that no scope and no delivery has."""
-        arriving = [sent for arrivals in list(self._arrivals.values()) for sent in list(arrivals.events)]
-        return [event for event, _, _ in [*list(self.kept), *arriving]]
+        sent = [one for queue in list(self._sent.values()) for one in list(queue)]
+        return [event for event, _, _ in [*list(self.kept), *sent]]
 
     def collected(self) -> int:
         """Return how many events wait for the end of a request or block."""
@@ -167,17 +166,17 @@ class UnderWay:
         self.changed()
 
     def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
-        """Have drains that wait for the cause of an event wait for the event as well, which a delivery has got."""
+        """Have drains that wait for an event, or for its cause, wait for the delivery that has got it."""
         for drain in list(self.drains):
-            if drain.loop is delivery.loop and id(cause) in drain.events:
-                drain.events.add(id(event))
+            if drain.loop is delivery.loop and (id(event) in drain.events or id(cause) in drain.events):
+                drain.events[id(event)] = event
                 drain.left[delivery] += 1
+                drain.sent.discard(id(event))
 
     def finished(self, delivery: Delivery, event: Event[Any]) -> None:
         """Have drains no longer wait for an event of a delivery."""
         for drain in list(self.drains):
-            if id(event) in drain.events:
-                drain.events.remove(id(event))
+            if delivery in drain.left and drain.events.pop(id(event), None) is not None:
                 drain.left[delivery] -= 1
                 if not drain.left[delivery]:
                     del drain.left[delivery]
@@ -200,17 +199,11 @@ class UnderWay:
         """
         loop, reporter = asyncio.get_running_loop(), self._bus.reporter
         await reporter.hooks_ended(deadline)  # they may dispatch
-        arrivals = self._arrivals.get(loop, Arrivals())
-        arriving = arrivals.taken + len(arrivals.events)
-        await asyncio.sleep(0)
-        while arrivals.taken < arriving and loop.time() < deadline:  # noqa: ASYNC110 - each turn takes some
-            await asyncio.sleep(0)
         drain = self._begin_drain(loop)
         try:
+            await asyncio.sleep(0)
             await self._quiet(drain, deadline)
-            with self._lock:
-                late = [arrivals.take()[0] for _ in range(arriving - arrivals.taken)]
-            given_up = await self._give_up(drain, late)
+            given_up = await self._give_up(drain, self._take_sent(drain))
             if given_up:
                 await reporter.gave_up(given_up, seconds)
             await reporter.hooks_ended(deadline)
@@ -219,15 +212,23 @@ class UnderWay:
         return given_up
 
     def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> Drain:
-        deliveries = [delivery for delivery in list(self.deliveries) if delivery.loop is loop]
-        events = {delivery: unfinished for delivery in deliveries if (unfinished := delivery.unfinished())}
+        scopes = {scope for scope in list(self.scopes) if scope.loop is loop}
+        sent = {id(event): event for event, _, _ in list(self._sent.get(loop, ()))}
+        events = sent | {id(event): event for scope in scopes for event in _events_of(scope)}
+        left = Counter[Delivery]()
+        for delivery in list(self.deliveries):
+            unfinished = {id(event): event for event in delivery.unfinished()}
+            if unfinished and delivery.loop is loop:
+                left[delivery] = len(unfinished)
+                events |= unfinished
         drain = Drain(
             loop=loop,
             around=set(_scopes_around()),
             by_subscriber=current_event.get() is not None,
-            scopes={scope for scope in list(self.scopes) if scope.loop is loop},
-            events={id(event) for several in events.values() for event in several},
-            left=Counter({delivery: len(several) for delivery, several in events.items()}),
+            events=events,
+            scopes=scopes,
+            left=left,
+            sent=set(sent),
         )
         self.drains.append(drain)
         self.changed()  # another drain may wait for this one
@@ -238,7 +239,7 @@ class UnderWay:
         others = self.drains if drain.is_awaited() else (drain,)
         waiting = {scope for other in others if other.by_subscriber for scope in other.around}
         for delivery in list(self.deliveries):
-            if (delivery in drain.left or delivery.scope in drain.scopes) and delivery.scope not in waiting:
+            if delivery in drain.left and delivery.scope not in waiting:
                 yield delivery
 
     def _scopes_left(self, drain: Drain) -> Iterator[Scope]:
@@ -250,7 +251,7 @@ class UnderWay:
     async def _quiet(self, drain: Drain, deadline: float) -> None:
         """Wait until nothing is left, or for the deadline."""
         loop = asyncio.get_running_loop()
-        while next(self._deliveries_left(drain), None) or next(self._scopes_left(drain), None):
+        while next(self._deliveries_left(drain), None) or next(self._scopes_left(drain), None) or drain.sent:
             left = deadline - loop.time()
             if left <= 0:
                 return
@@ -260,6 +261,17 @@ class UnderWay:
                 await asyncio.wait({changed}, timeout=left)
             finally:
                 self.watchers.discard(changed)
+
+    def _take_sent(self, drain: Drain) -> list[Event[Any]]:
+        with self._lock:
+            queue = self._sent.get(drain.loop, deque[Sent]())
+            taken = [event for event, _, _ in queue if id(event) in drain.sent]
+            others = [one for one in queue if id(one[0]) not in drain.sent]
+            queue.clear()
+            queue.extend(others)
+        for event in taken:
+            self._arrived(event)
+        return taken
 
     async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
         """Cancel what runs, and take off what waits, with these events."""

@@ -2,12 +2,23 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fastapi_events import BaseEventHandler, DrainReport, Event, EventBus, Failure, LocalHandler, NoBusError, dispatch
+from fastapi_events import (
+    BaseEventHandler,
+    DrainReport,
+    Event,
+    EventBus,
+    Failure,
+    LocalHandler,
+    NoBusError,
+    Retry,
+    dispatch,
+)
 from tests.virtual_time import VirtualTimeLoop
 
 
@@ -154,6 +165,62 @@ async def test_a_drain_waits_in_a_scope_that_goes_on_for_what_was_before_and_wha
         assert "caused" in slow.ended
         assert bus.stats().pending == 8
         task.cancel()
+
+
+async def test_an_event_that_is_being_handed_out_while_a_drain_begins_counts_once():
+    slow = Slow()
+    handler = local(slow, concurrency=100)
+
+    @handler.register("before")
+    async def works(event: Event[Any]) -> None:
+        time.sleep(0.006)  # noqa: ASYNC251 - longer than a delivery does before it lets the loop do other things
+
+    @handler.register("before")
+    async def works_as_well(event: Event[Any]) -> None:
+        time.sleep(0.006)  # noqa: ASYNC251
+
+    async def go_on(bus: EventBus) -> None:
+        async with bus.scope():
+            dispatch("before", 0.5, deliver_on="now")
+            while True:
+                await asyncio.sleep(0.25)
+                dispatch("later", 2.0, deliver_on="now")
+
+    async with EventBus([handler]) as bus:
+        task = asyncio.create_task(go_on(bus))
+        await asyncio.sleep(0)
+        assert (await bus.drain()).complete
+        assert now() == 0.5
+        task.cancel()
+
+
+async def test_a_drain_follows_chains_into_blocks_of_requests_that_were_open():
+    attempts: list[int] = []
+
+    async def opens_block(event: Event[Any]) -> None:
+        async with bus.scope():
+            dispatch("inner")
+
+    async def fails_twice(event: Event[Any]) -> None:
+        attempts.append(len(attempts))
+        if len(attempts) < 3:
+            raise OSError
+
+    handler = LocalHandler()
+    handler.register("outer")(opens_block)
+    handler.register("inner", retry=Retry(attempts=3, uniform=max))(fails_twice)
+
+    async def request(bus: EventBus) -> None:
+        async with bus.scope():
+            dispatch("outer")
+            await asyncio.sleep(1.0)
+
+    async with EventBus([handler]) as bus:
+        task = asyncio.create_task(request(bus))
+        await asyncio.sleep(0.5)
+        assert (await bus.drain()).complete
+        assert attempts == [0, 1, 2]
+        await task
 
 
 # What is left behind

@@ -403,3 +403,26 @@ async def test_a_decorated_coroutine_function_does_not_begin_after_the_deadline(
 async def _drain_when(bus: EventBus, condition: Callable[[], object]) -> DrainReport:
     await until(condition)
     return await bus.drain(timeout=0)
+
+
+async def test_a_drain_waits_for_what_a_thread_that_it_waits_for_has_dispatched():
+    handled: list[str] = []
+    has_sent = threading.Event()
+
+    def in_thread(event: Event[Any]) -> None:
+        for number in range(100):
+            dispatch(f"caused.{number}")
+        has_sent.set()
+
+    async def caused(event: Event[Any]) -> None:
+        assert has_sent.wait(5)  # so the loop learns of the thread's end before it has taken all
+        time.sleep(0.001)  # noqa: ASYNC251
+        handled.append(event.name)
+
+    handler = LocalHandler()
+    handler.register("cause")(in_thread)
+    handler.register("caused.*")(caused)
+    async with EventBus([handler]) as bus:
+        bus.dispatch("cause")
+        assert (await bus.drain()).complete
+        assert len(handled) == 100
