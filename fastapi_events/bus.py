@@ -133,7 +133,7 @@ class EventBus(Lifecycle, Dispatcher):
         self.copies_payloads: bool = dead_letters is not None
         self.reporter: Reporter = Reporter(on_error, on_withheld, dead_letters)
         self._route = route_to(self.handlers)
-        self._is_success = is_success or is_success_by_default
+        self._is_success = is_success_by_default if is_success is None else is_success
         self._max_threads = max_threads
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
         self._max_pending = max_pending
@@ -180,7 +180,7 @@ class EventBus(Lifecycle, Dispatcher):
 
         A running request is waited for if it has dispatched events, but not the one that calls this; two requests or
         subscribers that drain do not wait for each other. What is left at the deadline is cancelled or never starts;
-        it goes to `dead_letters`, else to the log, and to `on_error`.
+        it goes to `dead_letters`, else to the log, to `on_error`, and into the report of the first drain that gives up.
 
         Args:
             timeout: seconds; by default `drain_timeout`.
@@ -274,7 +274,8 @@ class EventBus(Lifecycle, Dispatcher):
                 if not backlog:
                     self.under_way.scopes.add(scope)
                 if deliver_on != "completion":
-                    scope.conditions = scope.conditions or {}
+                    if scope.conditions is None:
+                        scope.conditions = {}
                     scope.conditions[id(event)] = deliver_on
                 backlog.append(event)
                 if not scope.ended:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
@@ -120,7 +120,7 @@ class UnderWay:
                     loop.call_soon(self._arrive, loop, queue)
 
     def _arrived(self, event: Event[Any]) -> None:
-        """Have drains no longer wait for an event that was sent; those that a delivery has got know already."""
+        """Have drains no longer wait for an event that no delivery has got."""
         for drain in list(self.drains):
             if id(event) in drain.sent:
                 drain.sent.remove(id(event))
@@ -203,7 +203,7 @@ class UnderWay:
         try:
             await asyncio.sleep(0)
             await self._quiet(drain, deadline)
-            given_up = await self._give_up(drain, self._take_sent(drain))
+            given_up = await self._give_up(drain)
             if given_up:
                 await reporter.gave_up(given_up, seconds)
             await reporter.hooks_ended(deadline)
@@ -262,35 +262,48 @@ class UnderWay:
             finally:
                 self.watchers.discard(changed)
 
-    def _take_sent(self, drain: Drain) -> list[Event[Any]]:
-        with self._lock:
-            queue = self._sent.get(drain.loop, deque[Sent]())
-            taken = [event for event, _, _ in queue if id(event) in drain.sent]
-            others = [one for one in queue if id(one[0]) not in drain.sent]
-            queue.clear()
-            queue.extend(others)
-        for event in taken:
-            self._arrived(event)
-        return taken
-
-    async def _give_up(self, drain: Drain, left: list[Event[Any]]) -> list[GivenUp]:
-        """Cancel what runs, and take off what waits, with these events."""
-        running = list(self._deliveries_left(drain))
-        tasks = [task for delivery in running for task in delivery.cut_off()]
+    async def _give_up(self, drain: Drain) -> list[GivenUp]:
+        """Cancel what runs, and take off what waits."""
+        left = self._take_off(drain)
+        running = {delivery: delivery.cut_off() for delivery in self._deliveries_left(drain)}
+        tasks = [task for several in running.values() for task in several]
         try:
             if tasks:
                 await asyncio.wait(tasks, timeout=CANCELLATION_GRACE)
         except BaseException:
-            given_up = [one for delivery in running for one in delivery.give_up()] + self._bus.lose(left)
+            given_up = self._end_of(running) + self._bus.lose(left)
             self._bus.reporter.lost(given_up, "the drain that gave it up was cancelled")
             raise
-        given_up = [one for delivery in running for one in delivery.give_up()]
+        for delivery in self._deliveries_left(drain):  # since then
+            if delivery not in running:
+                running[delivery] = delivery.cut_off()
+        return self._end_of(running) + self._bus.lose(left + self._take_off(drain))
+
+    def _take_off(self, drain: Drain) -> list[Event[Any]]:
+        """Take off the events that no delivery has got."""
         with self._lock:
+            queue = self._sent.get(drain.loop, deque[Sent]())
+            taken = [event for event, _, _ in queue if id(event) in drain.sent]
+            later = [one for one in queue if id(one[0]) not in drain.sent]
+            queue.clear()
+            queue.extend(later)
             for scope in list(self._scopes_left(drain)):
-                left.extend(scope.backlog or ())
-                scope.backlog, scope.conditions = [], None
-                self.scopes.discard(scope)
-        return given_up + self._bus.lose(left)
+                backlog: list[Event[Any]] = scope.backlog or []
+                mine = [event for event in backlog if id(event) in drain.events]
+                backlog[:] = [event for event in backlog if id(event) not in drain.events]
+                for event in mine:
+                    (scope.conditions or {}).pop(id(event), None)  # another event may get this id
+                if not backlog:
+                    self.scopes.discard(scope)
+                drain.scopes.discard(scope)
+                taken += mine
+        for event in taken:
+            self._arrived(event)
+        return taken
+
+    @staticmethod
+    def _end_of(deliveries: Iterable[Delivery]) -> list[GivenUp]:
+        return [one for delivery in deliveries for one in delivery.give_up()]
 
 
 def _events_of(scope: Scope) -> Sequence[Event[Any]]:

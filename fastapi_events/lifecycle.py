@@ -147,6 +147,7 @@ class Lifecycle(ABC):
     def after_fork(self) -> None:
         """Be stopped, in a forked child: the loop is the parent's."""
         self._lock = threading.RLock()  # another thread of the parent may have held it
+        self._started = self._opening = None
         if self._state != "new":
             self._state = "stopped"
             self.has_lifespan = False

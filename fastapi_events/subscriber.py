@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from inspect import iscoroutinefunction, isfunction
+from inspect import iscoroutinefunction, isfunction, isroutine
 from typing import Any, Protocol
 
 from fastapi_events.errors import ConfigurationError
@@ -94,8 +94,8 @@ def route_to(handlers: Sequence[Any]) -> Callable[[str], Sequence[Subscriber]]:
 
 def route_to_one(handler: Any) -> Callable[[str], Sequence[Subscriber]]:
     """Return what tells who receives the events of a name in a handler: those that a Router knows, or all of it."""
-    if hasattr(type(handler), "matching_subscribers"):  # pyright: ignore[reportUnknownArgumentType]
-        router: Router = handler  # not by its own attributes: a mock has any
-        return router.matching_subscribers
+    route: Any = getattr(handler, "matching_subscribers", None)
+    if isroutine(route) and not isinstance(handler, type):  # a mock has any attribute
+        return route
     whole = (as_subscriber(handler),)
     return lambda _: whole

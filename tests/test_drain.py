@@ -409,6 +409,37 @@ async def test_a_backlog_that_is_given_up_is_told_too_and_what_nobody_hears_is_u
     assert (stats.cancelled, stats.unheard, stats.pending) == (1, 1, 0)
 
 
+async def test_nothing_that_waited_for_the_end_of_a_block_begins_after_the_deadline():
+    begun: list[str] = []
+
+    async def hangs(event: Event[Any]) -> None:
+        begun.append(event.name)
+        try:
+            await asyncio.sleep(1e6)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.5)  # it may clean up
+
+    async def request(bus: EventBus) -> None:
+        async with bus.scope():
+            dispatch("collected")
+            await asyncio.sleep(2.2)
+            dispatch("later", 0.0)
+
+    handler = LocalHandler()
+    handler.register("hangs")(hangs)
+    handler.register("collected")(hangs)
+    handler.register("later")(slow := Slow())
+    async with EventBus([handler]) as bus:
+        bus.dispatch("hangs")
+        task = asyncio.create_task(request(bus))
+        await asyncio.sleep(0.1)
+        report = await bus.drain(timeout=2.0)
+        assert [one.name for one in report.never_started] == ["collected"]
+        assert (begun, bus.stats().pending) == (["hangs"], 0)
+        await task
+    assert (begun, slow.ended) == (["hangs"], ["later"])
+
+
 async def test_who_waits_for_a_block_goes_on_when_its_events_are_given_up():
     async with EventBus([local(Slow())]) as bus:
 

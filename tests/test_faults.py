@@ -907,7 +907,8 @@ async def is_interrupted(line: int, kind: str) -> bool:
     def interrupt(frame: types.FrameType, what: str, argument: object) -> Any:
         if frame.f_globals["__name__"].removeprefix("fastapi_events.") not in INTERRUPTED:
             return None
-        if what == "line" and next(lines) == line:
+        frame.f_trace_opcodes = frame.f_code.co_name == "accept"  # there also within a line
+        if what in ("line", "opcode") and next(lines) == line:
             sys.settrace(None)
             sent.append(dispatch("interruption", deliver_on="success" if kind == "with outcomes" else "now").id)
         return interrupt
