@@ -68,6 +68,7 @@ class Lifecycle(ABC):
 
     async def stop(self, timeout: float | None = None) -> DrainReport:
         """Drain, then stop the handlers; the bus may be started again."""
+        await self._start_ended()
         if self._state == "stopped":
             return DrainReport(delivered=0)
         if self._state == "stopping":
@@ -80,10 +81,10 @@ class Lifecycle(ABC):
             self._state = "stopping"
         try:
             rest = await self.drain(max(0.0, deadline - loop.time()))  # of what was accepted meanwhile
+            if was_running:
+                await _stop_handlers(self.handlers)
         finally:
             self._state = "stopped"
-        if was_running:
-            await _stop_handlers(self.handlers)
         return DrainReport(
             delivered=first.delivered + rest.delivered,
             failed=first.failed + rest.failed,
@@ -104,10 +105,8 @@ class Lifecycle(ABC):
     async def start_handlers(self) -> None:
         """Call the handlers' `start`; what is dispatched meanwhile is kept until `open`."""
         loop = buses.asyncio_loop()
+        await self._start_ended()
         if self._state == "stopping" or (self._state in ("started", "open") and self.is_live()):
-            return
-        if self._state == "starting" and self._started is not None and self.loop is loop:
-            await asyncio.wait({self._started})
             return
         self.is_suppressed = dispatch_is_disabled()
         if self.is_suppressed:
@@ -127,6 +126,11 @@ class Lifecycle(ABC):
             raise
         finally:
             ended.set_result(None)
+
+    async def _start_ended(self) -> None:
+        """Wait until no start on this loop goes on."""
+        while self._state == "starting" and self._started is not None and self.loop is asyncio.get_running_loop():
+            await asyncio.wait({self._started})
 
     def is_live(self) -> bool:
         """Tell whether events can be taken, now or in a moment."""

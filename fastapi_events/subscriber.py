@@ -22,6 +22,7 @@ class Subscriber:
         call: takes the event and its scope; where `batch` is set, a list of events and their scope.
         is_async: `call` makes a coroutine, and does nothing else; otherwise it runs in a worker thread.
         is_function: a function on a LocalHandler, which receives opaque events too.
+        takes_event: False for a function whose first parameter receives the bare payload.
         batch: a handler that wants the events of a delivery together.
         retry: None for one attempt.
         timeout: seconds for one attempt; None for no limit.
@@ -33,6 +34,7 @@ class Subscriber:
     call: Callable[[Any, Scope], Any]
     is_async: bool = True
     is_function: bool = True
+    takes_event: bool = True
     batch: bool = False
     retry: Retry | None = None
     timeout: float | None = None

@@ -553,6 +553,71 @@ async def test_two_that_start_a_bus_at_once_start_its_handlers_once():
     await bus.stop()
 
 
+class Slow(Recorder):
+    """Takes its time to start and to stop, and fails to start as often as it is told."""
+
+    def __init__(self, failures: int = 0) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.failures = failures
+
+    async def start(self) -> None:
+        self.calls.append("starts")
+        await asyncio.sleep(0.01)
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+        self.calls.append("started")
+
+    async def stop(self) -> None:
+        self.calls.append("stops")
+        await asyncio.sleep(0.01)
+        self.calls.append("stopped")
+
+
+async def test_a_stop_waits_for_the_end_of_the_start():
+    handler = Slow()
+    bus = EventBus([handler])
+    starting = asyncio.create_task(bus.ensure_open())
+    await asyncio.sleep(0)
+    await bus.stop()
+    await starting
+    assert handler.calls == ["starts", "started", "stops", "stopped"]
+    with pytest.raises(NoBusError):
+        bus.dispatch("a")
+
+
+async def test_who_waits_for_a_start_that_fails_starts_the_bus_itself():
+    handler = Slow(failures=1)
+    bus = EventBus([handler])
+
+    async def use() -> None:
+        async with bus:
+            bus.dispatch("a")
+
+    first, second = await asyncio.gather(use(), use(), return_exceptions=True)
+    assert isinstance(first, ConnectionError)
+    assert second is None
+    assert (handler.names, bus.stats().pending) == (["a"], 0)
+
+
+async def test_a_bus_is_stopped_when_its_handlers_are():
+    handler = Slow()
+    bus = EventBus([handler])
+    await bus.ensure_open()
+    stopping = asyncio.create_task(bus.stop())
+    while "stops" not in handler.calls:
+        await asyncio.sleep(0)
+    await bus.ensure_open()
+    with pytest.raises(NoBusError):
+        bus.dispatch("a")
+    await stopping
+    async with bus:
+        bus.dispatch("b")
+    assert handler.calls == ["starts", "started", "stops", "stopped"] * 2
+    assert handler.names == ["b"]
+
+
 async def test_a_handler_that_does_not_stop_is_logged_and_the_others_stop(caplog):
     class Stubborn(Recorder):
         async def stop(self) -> None:

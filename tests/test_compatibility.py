@@ -329,6 +329,21 @@ def test_a_subscriber_by_event_name_receives_the_event_whatever_its_annotation_s
     assert received == [("user.signed_up", {"name": "Ada", "mail": "ada@example.org"})] * 3
 
 
+def test_a_subscriber_receives_the_event_for_all_its_names_or_for_none():
+    def takes_payload(payload: CatRequestedAFishEvent) -> None: ...
+    def takes_event(event: Event) -> None: ...
+    def takes_either(event: Event | CatRequestedAFishEvent) -> None: ...
+
+    for first, second in (({}, {"event_name": "a"}), ({"event_name": "a"}, {})):
+        handler = LocalHandler()
+        handler.register(takes_payload, **first)
+        with pytest.raises(errors.SubscriberError, match="use event_name= for all its events"):
+            handler.register(takes_payload, **second)
+        handler.register(takes_event, **first)
+        handler.register(takes_event, **second)
+    handler.register(takes_either, event_name="a")
+
+
 def test_dependencies_in_subscribers():
     handler = LocalHandler()
     seen: list[str] = []

@@ -50,10 +50,12 @@ class Compiled(NamedTuple):
     Attributes:
         call: takes the event and its scope.
         is_async: it is to be awaited on the event loop; otherwise all of it runs in a worker thread.
+        takes_event: its first parameter receives the event, not its payload.
     """
 
     call: Call
     is_async: bool
+    takes_event: bool
 
 
 def compile_subscriber(
@@ -80,7 +82,7 @@ def compile_subscriber(
     known = known or {}
     graph = Graph(function, name, known, {}, takes_event)
     if len(graph.steps) == len(graph.arguments) == 1:
-        return Compiled(_plain(function, graph.arguments == ["event"], graph.is_async), graph.is_async)
+        return Compiled(_plain(function, graph.takes_event, graph.is_async), graph.is_async, graph.takes_event)
     last: tuple[Mapping[Any, Any], Call] | None = None
 
     def overridden(scope: Scope) -> Call | None:
@@ -103,7 +105,7 @@ def compile_subscriber(
         return lambda event, scope: from_thread.run(plan, event, scope)
 
     names = {**graph.names, "overridden": overridden} if graph.depends else graph.names
-    return Compiled(write_plan(graph.steps, names, is_async=graph.is_async), graph.is_async)
+    return Compiled(write_plan(graph.steps, names, is_async=graph.is_async), graph.is_async, graph.takes_event)
 
 
 def _plain(function: Callable[..., Any], takes_event: bool, is_async: bool) -> Call:

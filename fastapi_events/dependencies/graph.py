@@ -34,6 +34,7 @@ class Graph:
         steps: in the order in which FastAPI would make them; the subscriber is the last.
         names: what they call.
         arguments: the subscriber's.
+        takes_event: whether the first of them is the event, not its payload.
         depends: whether a `Depends()` is among them.
         is_async: whether some step runs on the event loop.
     """
@@ -52,7 +53,7 @@ class Graph:
         self._name = name
         self._known = known
         self._overrides = overrides
-        self._takes_event = takes_event
+        self.takes_event: bool = takes_event
         self._made: dict[Hashable, str] = {}
         self._path: list[Callable[..., Any]] = [function]
         self._payloads: list[Any] = []
@@ -75,11 +76,12 @@ class Graph:
     def _event_or_payload(self, parameter: Parameter) -> str:
         members = members_of(parameter.type)
         events = [member for member in members if _is_envelope(member)]
-        if not events:
+        if not events and not self.takes_event:
             self._payloads = [parameter.type]
-            return "event" if self._takes_event else "event.payload"
-        if len(events) < len(members):
+            return "event.payload"
+        if len(events) < len(members) and not self.takes_event:
             self._refuse(parameter, "it cannot be now the event, now its payload: annotate it with Event[...] only")
+        self.takes_event = True
         self._payloads = [type_ for event in events for type_ in get_args(event)[-1:]]
         return "event"
 

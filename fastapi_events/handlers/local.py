@@ -241,10 +241,10 @@ class LocalHandler(BaseEventHandler):
             )
         with self._lock:
             known = self._subscribers.get(_key(function))
+            compiled = compile_subscriber(function, name=name, known=types, takes_event=takes_event)
             if known is None:
-                compiled = compile_subscriber(function, name=name, known=types, takes_event=takes_event)
                 known = Subscriber(
-                    name=name, call=compiled.call, is_async=compiled.is_async,
+                    name=name, call=compiled.call, is_async=compiled.is_async, takes_event=compiled.takes_event,
                     retry=retry, timeout=timeout, concurrency=concurrency,
                 )  # fmt: skip
                 self._subscribers[_key(function)] = known
@@ -253,6 +253,13 @@ class LocalHandler(BaseEventHandler):
                 raise SubscriberError(
                     f"{name} is registered already, with other options: use one retry=, timeout= and concurrency= "
                     "for all its events, or register another function",
+                    subscriber=name,
+                )
+            elif known.takes_event is not compiled.takes_event and (takes_event or not compiled.takes_event):
+                # else its annotation names what only another registration knows
+                raise SubscriberError(
+                    f"{name} would receive the event by event_name=, and else its payload: use event_name= for all its "
+                    "events or for none, or annotate its first parameter with Event[...]",
                     subscriber=name,
                 )
             self._matchers[known].append(matcher(patterns))
