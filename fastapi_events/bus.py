@@ -192,7 +192,7 @@ class EventBus(Lifecycle, Dispatcher):
         if self._opening is not None and self._opening.get_loop() is loop:
             await asyncio.wait({self._opening}, timeout=seconds)
         with self.reporter.collecting() as failed:
-            given_up = await self.under_way.drain(seconds, deadline)
+            given_up = await self.under_way.drain(seconds, deadline, is_last=self._state == "stopping")
         left = [(Undelivered(event.name, event.id, name), attempts) for event, name, attempts in given_up]
         return DrainReport(
             delivered=self._ledger.delivered - delivered,

@@ -39,8 +39,9 @@ class Drain:
         loop: whose events it waits for.
         around: the scopes that its caller is in, and that end only after it.
         by_subscriber: whether its caller is a subscriber, whose delivery ends only after it.
-        events: that were unfinished, by their `id()`, and those that they cause: it waits for these, and not for what
-            else is dispatched in their scopes later, of which there may be no end.
+        is_last: the bus stops, and it waits for all events.
+        events: else those that were unfinished, by their `id()`, and that they cause: it waits for these, and not for
+            what else is dispatched in their scopes later, of which there may be no end.
         scopes: that were open, and have some of them.
         left: how many of them each delivery has.
         sent: which of them, from a thread or from outside of any scope, have yet to reach the loop.
@@ -49,6 +50,7 @@ class Drain:
     loop: asyncio.AbstractEventLoop
     around: set[Scope]
     by_subscriber: bool
+    is_last: bool
     events: dict[int, Event[Any]]
     scopes: set[Scope]
     left: Counter[Delivery]
@@ -94,7 +96,7 @@ class UnderWay:
         event, _, context = sent
         cause = context.get(current_event)
         for drain in list(self.drains):
-            if drain.loop is loop and id(cause) in drain.events:
+            if drain.loop is loop and (drain.is_last or id(cause) in drain.events):
                 drain.events[id(event)] = event
                 drain.sent.add(id(event))
         queue.append(sent)
@@ -124,7 +126,6 @@ class UnderWay:
         for drain in list(self.drains):
             if id(event) in drain.sent:
                 drain.sent.remove(id(event))
-                del drain.events[id(event)]
                 self.changed()
 
     # From any thread. Lists, as loops and threads that go on change all of these.
@@ -168,15 +169,19 @@ class UnderWay:
     def added(self, delivery: Delivery, event: Event[Any], cause: Event[Any] | None) -> None:
         """Have drains that wait for an event, or for its cause, wait for the delivery that has got it."""
         for drain in list(self.drains):
-            if drain.loop is delivery.loop and (id(event) in drain.events or id(cause) in drain.events):
+            if drain.loop is delivery.loop and (
+                drain.is_last or id(event) in drain.events or id(cause) in drain.events
+            ):
                 drain.events[id(event)] = event
                 drain.left[delivery] += 1
-                drain.sent.discard(id(event))
+                if id(event) in drain.sent:
+                    drain.sent.remove(id(event))
+                    self.changed()  # the delivery may be one that waits for this drain
 
     def finished(self, delivery: Delivery, event: Event[Any]) -> None:
         """Have drains no longer wait for an event of a delivery."""
         for drain in list(self.drains):
-            if delivery in drain.left and drain.events.pop(id(event), None) is not None:
+            if delivery in drain.left and id(event) in drain.events:
                 drain.left[delivery] -= 1
                 if not drain.left[delivery]:
                     del drain.left[delivery]
@@ -190,20 +195,23 @@ class UnderWay:
 
     # Draining
 
-    async def drain(self, seconds: float, deadline: float) -> list[GivenUp]:
+    async def drain(self, seconds: float, deadline: float, *, is_last: bool) -> list[GivenUp]:
         """Wait until all that is under way on the running loop, and what it causes, is handled; then give up.
 
         Args:
             seconds: that this takes at most, for what is said of events that are given up.
             deadline: the same in the loop's time.
+            is_last: as in a Drain.
         """
         loop, reporter = asyncio.get_running_loop(), self._bus.reporter
         await reporter.hooks_ended(deadline)  # they may dispatch
-        drain = self._begin_drain(loop)
+        with self._lock:  # a thread that sends an event looks for drains first
+            drain = self._begin_drain(loop, is_last)
+        given_up: list[GivenUp] = []
         try:
             await asyncio.sleep(0)
-            await self._quiet(drain, deadline)
-            given_up = await self._give_up(drain)
+            if not await self._is_quiet(drain, deadline):
+                given_up = await self._give_up(drain)
             if given_up:
                 await reporter.gave_up(given_up, seconds)
             await reporter.hooks_ended(deadline)
@@ -211,24 +219,26 @@ class UnderWay:
             self.drains.remove(drain)
         return given_up
 
-    def _begin_drain(self, loop: asyncio.AbstractEventLoop) -> Drain:
+    def _begin_drain(self, loop: asyncio.AbstractEventLoop, is_last: bool) -> Drain:
         scopes = {scope for scope in list(self.scopes) if scope.loop is loop}
         sent = {id(event): event for event, _, _ in list(self._sent.get(loop, ()))}
-        events = sent | {id(event): event for scope in scopes for event in _events_of(scope)}
+        collected = {id(event): event for scope in scopes for event in _events_of(scope)}
+        handed_over: dict[int, Event[Any]] = {}
         left = Counter[Delivery]()
         for delivery in list(self.deliveries):
             unfinished = {id(event): event for event in delivery.unfinished()}
             if unfinished and delivery.loop is loop:
                 left[delivery] = len(unfinished)
-                events |= unfinished
+                handed_over |= unfinished
         drain = Drain(
             loop=loop,
             around=set(_scopes_around()),
             by_subscriber=current_event.get() is not None,
-            events=events,
+            is_last=is_last,
+            events=sent | collected | handed_over,
             scopes=scopes,
             left=left,
-            sent=set(sent),
+            sent=sent.keys() - handed_over.keys(),  # a subscriber may call this before its event is off the queue
         )
         self.drains.append(drain)
         self.changed()  # another drain may wait for this one
@@ -248,19 +258,20 @@ class UnderWay:
         waiting = {scope for other in others for scope in other.around}
         return (scope for scope in drain.scopes if scope.backlog and scope not in waiting)
 
-    async def _quiet(self, drain: Drain, deadline: float) -> None:
-        """Wait until nothing is left, or for the deadline."""
+    async def _is_quiet(self, drain: Drain, deadline: float) -> bool:
+        """Wait until nothing is left, or for the deadline; tell which."""
         loop = asyncio.get_running_loop()
         while next(self._deliveries_left(drain), None) or next(self._scopes_left(drain), None) or drain.sent:
             left = deadline - loop.time()
             if left <= 0:
-                return
+                return False
             changed: asyncio.Future[None] = loop.create_future()
             self.watchers.add(changed)
             try:
                 await asyncio.wait({changed}, timeout=left)
             finally:
                 self.watchers.discard(changed)
+        return True
 
     async def _give_up(self, drain: Drain) -> list[GivenUp]:
         """Cancel what runs, and take off what waits."""
@@ -299,6 +310,7 @@ class UnderWay:
                 taken += mine
         for event in taken:
             self._arrived(event)
+        self.changed()
         return taken
 
     @staticmethod
