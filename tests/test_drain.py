@@ -167,31 +167,59 @@ async def test_a_drain_waits_in_a_scope_that_goes_on_for_what_was_before_and_wha
         task.cancel()
 
 
-async def test_an_event_that_is_being_handed_out_while_a_drain_begins_counts_once():
+@pytest.mark.parametrize("turns", range(4))
+async def test_an_event_that_is_being_handed_out_while_a_drain_begins_counts_once(turns):
     slow = Slow()
     handler = local(slow, concurrency=100)
+    for _ in range(3):
 
-    @handler.register("before")
-    async def works(event: Event[Any]) -> None:
-        time.sleep(0.006)  # noqa: ASYNC251 - longer than a delivery does before it lets the loop do other things
+        @handler.register("before")
+        async def works(event: Event[Any]) -> None:
+            time.sleep(0.006)  # noqa: ASYNC251 - longer than a delivery does before it lets the loop do other things
 
-    @handler.register("before")
-    async def works_as_well(event: Event[Any]) -> None:
-        time.sleep(0.006)  # noqa: ASYNC251
+    has_begun = asyncio.Event()
 
     async def go_on(bus: EventBus) -> None:
         async with bus.scope():
             dispatch("before", 0.5, deliver_on="now")
+            has_begun.set()
             while True:
                 await asyncio.sleep(0.25)
                 dispatch("later", 2.0, deliver_on="now")
 
     async with EventBus([handler]) as bus:
         task = asyncio.create_task(go_on(bus))
-        await asyncio.sleep(0)
+        await has_begun.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
         assert (await bus.drain()).complete
         assert now() == 0.5
         task.cancel()
+
+
+async def test_a_stop_waits_for_what_a_task_dispatches_after_its_cause_has_ended():
+    slow = Slow()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def late() -> None:
+        await asyncio.sleep(1.0)
+        dispatch("late", 5.0)
+
+    async def spawns(event: Event[Any]) -> None:
+        tasks.append(asyncio.create_task(late()))
+
+    handler = LocalHandler()
+    handler.register("cause")(spawns)
+    handler.register("late", "before", "meanwhile")(slow)
+    bus = EventBus([handler])
+    await bus.ensure_open()
+    bus.dispatch("cause")
+    await bus.drain()
+    bus.dispatch("before", 0.7)
+    asyncio.get_running_loop().call_later(0.5, lambda: bus.dispatch("meanwhile", 3.0))
+    assert (await bus.stop()).complete
+    assert slow.ended == ["before", "meanwhile", "late"]
+    assert now() == 6.0
 
 
 async def test_a_drain_follows_chains_into_blocks_of_requests_that_were_open():
